@@ -58,6 +58,7 @@ class Bar:
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
     def close(self) -> None:
+        """Take the bar off the screen."""
         if self._bar is not None:
             self._bar.close()
 

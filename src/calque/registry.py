@@ -1,0 +1,268 @@
+"""The table of methods: what exists, where it is, and how its settings are bound from its signature.
+
+A method is a plain typed function. Its positional parameters are material (checkpoints, texts, maps), its
+keyword-only parameters are settings. This module turns a signature into validation; the command line and
+the recipes both go through it, so there is one place where a setting can be right or wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calque.errors import ConfigError
+
+FAMILIES = {
+    "data": "texts in, texts out: read, split, align",
+    "vocab": "tokenizers, and maps from a new vocabulary to an old one",
+    "train": "the training loop",
+    "merge": "new checkpoints computed from old ones, streamed",
+    "evaluate": "item-level tables of scores",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table; `entry` is imported only when the method is used."""
+
+    name: str
+    entry: str
+    act: str
+    paper: str = ""
+
+    @property
+    def family(self) -> str:
+        """The part of the name before the slash."""
+        return self.name.split("/")[0]
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        module, function = self.entry.split(":")
+        return getattr(importlib.import_module(module), function)
+
+
+def _rows(*rows: tuple[str, str, str, str]) -> dict[str, Method]:
+    return {name: Method(name, entry, act, paper) for name, entry, act, paper in rows}
+
+
+_WECHSEL = "Minixhofer et al. 2022, arXiv:2112.06598"
+_TRANS = "Remy et al. 2024, arXiv:2408.04303"
+_FOCUS = "Dobler and de Melo 2023, arXiv:2305.14481"
+_FAST_ALIGN = "Dyer et al. 2013, NAACL"
+
+METHODS: dict[str, Method] = _rows(
+    ("data/corpus", "calque.data.prepare:corpus", "read, clean and split a text or parallel text", ""),
+    ("data/align", "calque.data.align:lexicon", "word translations from parallel text", _FAST_ALIGN),
+    (
+        "vocab/tokenizer",
+        "calque.vocab.tokenizer:train_tokenizer",
+        "train or extend a tokenizer on a text",
+        "",
+    ),
+    ("vocab/random", "calque.vocab.random:random", "new rows from Normal(mean, std): the floor", ""),
+    ("vocab/mean", "calque.vocab.mean:mean", "new rows are the mean of all old rows", ""),
+    ("vocab/overlap", "calque.vocab.overlap:overlap", "copy the rows of tokens with equal bytes", ""),
+    ("vocab/subword", "calque.vocab.subword:subword", "new rows are the mean of their old pieces", ""),
+    ("vocab/focus", "calque.vocab.focus:focus", "mix overlapping rows by auxiliary similarity", _FOCUS),
+    ("vocab/wechsel", "calque.vocab.wechsel:wechsel", "mix rows by aligned static word vectors", _WECHSEL),
+    ("vocab/transtoken", "calque.vocab.transtoken:transtoken", "mix rows by translation counts", _TRANS),
+    (
+        "merge/transplant",
+        "calque.merge.transplant:transplant",
+        "put a new vocabulary into a checkpoint",
+        _TRANS,
+    ),
+    ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
+    ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),
+    (
+        "evaluate/generation",
+        "calque.evaluate.generation:generation",
+        "samples, and the time to write them",
+        "",
+    ),
+    (
+        "evaluate/tokenization",
+        "calque.evaluate.tokenization:tokenization",
+        "how a tokenizer serves a text",
+        "",
+    ),
+    ("evaluate/floors", "calque.evaluate.floors:floors", "what no model at all would reach", ""),
+)
+
+
+def method(name: str) -> Method:
+    """Look a method up as "family/name"; an unknown one is a ConfigError with the nearest names."""
+    if name in METHODS:
+        return METHODS[name]
+    raise ConfigError(f"no method '{name}'{did_you_mean(name, METHODS)}; `calque list` shows all of them")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest known names as the middle of an error message, or nothing."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    near = near or [name for name in known if name.split("/")[-1] == word.split("/")[-1]][:3]
+    return f", did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method: material when positional, a setting when keyword-only."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+
+    @property
+    def required(self) -> bool:
+        """Whether the parameter has no default."""
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a method's signature and docstring say."""
+
+    function: Callable[..., Any]
+    act: str
+    doc: str
+    materials: tuple[Parameter, ...]
+    settings: tuple[Parameter, ...]
+    returns: Any
+    takes_work: bool
+
+    def validate(self, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Check and complete settings against the signature.
+
+        Args:
+            settings: Values by name, as written in a recipe or on the command line.
+            where: What the message begins with, such as "step 'map' (vocab/focus)".
+
+        Returns:
+            Every setting with its final value, in signature order.
+
+        Raises:
+            ConfigError: An unknown, missing or invalid setting.
+        """
+        from pydantic import ConfigDict, ValidationError, create_model
+
+        names = [p.name for p in self.settings]
+        for name in settings:
+            if name not in names:
+                hint = did_you_mean(name, names) or f"; it has {', '.join(names) or 'none'}"
+                raise ConfigError(f"{where}: no setting '{name}'{hint}")
+        fields: dict[str, Any] = {
+            p.name: (p.annotation, ... if p.required else p.default) for p in self.settings
+        }
+        model = create_model(
+            "Settings", __config__=ConfigDict(arbitrary_types_allowed=True, protected_namespaces=()), **fields
+        )
+        try:
+            checked = model(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"{where}: setting '{name}' = {first.get('input')!r}: {first['msg'].lower()}"
+            ) from None
+        return {name: getattr(checked, name) for name in names}
+
+
+def contract(function: Callable[..., Any]) -> Contract:
+    """Read a function's signature and Google-style docstring."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    doc = inspect.getdoc(function) or ""
+    args = _argument_docs(doc)
+    materials, settings = [], []
+    takes_work = False
+    for name, parameter in inspect.signature(function).parameters.items():
+        entry = Parameter(name, hints.get(name, Any), parameter.default, args.get(name, ""))
+        if name == "work":
+            takes_work = True
+        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            settings.append(entry)
+        else:
+            materials.append(entry)
+    return Contract(
+        function=function,
+        act=doc.split("\n", 1)[0],
+        doc=doc,
+        materials=tuple(materials),
+        settings=tuple(settings),
+        returns=hints.get("return"),
+        takes_work=takes_work,
+    )
+
+
+def _argument_docs(doc: str) -> dict[str, str]:
+    """The `Args:` section as name -> one line."""
+    found: dict[str, str] = {}
+    name, inside, indent = "", False, 0
+    for line in doc.splitlines():
+        stripped = line.strip()
+        if stripped == "Args:":
+            inside, indent = True, 0
+        elif inside and stripped and not line.startswith(" "):
+            break
+        elif inside and stripped:
+            depth = len(line) - len(line.lstrip())
+            indent = indent or depth
+            head, colon, rest = stripped.partition(":")
+            if depth == indent and colon and head.split(" ")[0].isidentifier():
+                name = head.split(" ")[0]
+                found[name] = rest.strip()
+            elif name:
+                found[name] += " " + stripped
+    return found
+
+
+def markdown_table() -> str:
+    """All methods as a Markdown table: the one that README and docs carry."""
+    lines = ["| command | what it does | paper | state |", "|---|---|---|---|"]
+    for row in METHODS.values():
+        page = Path("docs/methods") / f"{row.name}.md"
+        command = f"[`calque {row.name.replace('/', ' ')}`]({page})"
+        lines.append(f"| {command} | {row.act} | {row.paper or '-'} | works |")
+    return "\n".join(lines)
+
+
+_BEGIN, _END = "<!-- methods: generated, do not edit -->", "<!-- end of methods -->"
+
+
+def refresh(text: str, table: str) -> str:
+    """Replace what stands between the marks of a page by the table."""
+    head, begin, rest = text.partition(_BEGIN)
+    _, end, tail = rest.partition(_END)
+    if not begin or not end:
+        raise ConfigError(f"no place for the table: the page needs the lines '{_BEGIN}' and '{_END}'")
+    return f"{head}{_BEGIN}\n{table}\n{_END}{tail}"
+
+
+def _main(arguments: list[str]) -> int:
+    """`python -m calque.registry --check|--write PAGE...` keeps the generated lists true."""
+    stale = []
+    for page in map(Path, arguments[1:]):
+        table = markdown_table()
+        if page.parent.name == "docs":
+            table = table.replace("(docs/methods/", "(methods/")
+        text = page.read_text(encoding="utf-8")
+        fresh = refresh(text, table)
+        if fresh != text and arguments[0] == "--write":
+            page.write_text(fresh, encoding="utf-8")
+        elif fresh != text:
+            stale.append(str(page))
+    if stale:
+        print(f"out of date: {', '.join(stale)}; run `make format`")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,26 @@
+"""What all tests share: assets that are absent are said, not fetched; no test reaches a network."""
+
+import shutil
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    from calque import assets
+
+    for item in items:
+        for mark in item.iter_markers("asset"):
+            name = mark.args[0]
+            if not assets.where(name).exists():
+                item.add_marker(
+                    pytest.mark.skip(reason=f"asset {name} is not in the cache: calque assets get {name}")
+                )
+        if item.get_closest_marker("browser") and not (
+            shutil.which("chromium") and shutil.which("chromedriver")
+        ):
+            item.add_marker(pytest.mark.skip(reason="chromium and chromedriver are not installed"))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
