@@ -6,10 +6,11 @@ import pytest
 
 
 def pytest_collection_modifyitems(items):
-    from calque import assets
 
     for item in items:
         for mark in item.iter_markers("asset"):
+            from calque import assets
+
             name = mark.args[0]
             if not assets.where(name).exists():
                 item.add_marker(

@@ -1,0 +1,64 @@
+import errno
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calque import disk
+from calque.errors import ConfigError, DataError
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), disk.new_folder(tmp_path / "a") as part:
+        (part / "file").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with disk.new_folder(tmp_path / "a") as part:
+        (part / "file").write_text("whole")
+        assert not (tmp_path / "a").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_nothing_that_exists_is_overwritten(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/mine").write_text("keep")
+    with pytest.raises(ConfigError, match="exists already"), disk.new_folder(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a/mine").read_text() == "keep"
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch):
+    disk.write_text(tmp_path / "a.txt", "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="disk full while writing"):
+        disk.write_text(tmp_path / "a.txt", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_damaged_json_names_the_line(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1,\n"b": }')
+    with pytest.raises(DataError, match=r"a\.json:2: not valid JSON"):
+        disk.read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(DataError, match="not valid UTF-8"):
+        disk.read_json(tmp_path / "a.json")
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.binary(max_size=20), min_size=1))
+def test_a_fingerprint_depends_on_names_and_bytes_alone(tmp_path_factory, files):
+    prints = []
+    for order in (sorted(files), sorted(files, reverse=True)):
+        folder = tmp_path_factory.mktemp("f")
+        for name in order:
+            (folder / name).write_bytes(files[name])
+        (folder / "manifest.json").write_text(str(order))
+        prints.append(disk.fingerprint(folder))
+    assert prints[0] == prints[1]
+    (folder / next(iter(files))).write_bytes(b"another content, longer than twenty bytes")
+    assert disk.fingerprint(folder) != prints[0]
