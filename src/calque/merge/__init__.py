@@ -1,0 +1,1 @@
+"""New checkpoints computed from old ones, tensor by tensor."""

@@ -1,0 +1,1 @@
+"""Models on disk: lazy checkpoints, parameter names, where models come from, whether they are sound."""
