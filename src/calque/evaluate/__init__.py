@@ -1,0 +1,1 @@
+"""Item-level tables of scores, and the methods that fill them."""

@@ -1,0 +1,343 @@
+"""Item-level tables of scores: the one form in which every evaluation keeps its results.
+
+A row is one number about one item: what system, on what task, in what language, which item, which metric.
+Aggregates are never stored; each is a group-by over rows, with an interval by bootstrap over items. Because
+items are kept, two systems can be compared pairwise on the items that both have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from calque import disk, stats
+from calque.errors import DataError
+from calque.evaluate.view import Aggregate, View, align
+from calque.progress import say
+
+KEY = ("system", "task", "language", "prompt_language", "split", "item", "metric")
+_SCHEMA = pa.schema(
+    [pa.field(name, pa.string(), nullable=False) for name in KEY]
+    + [
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("signature", pa.string(), nullable=False),
+        pa.field("output", pa.string()),
+    ]
+)
+_DEFAULTS = {"prompt_language": "", "split": "test", "output": None}
+
+
+def signature(name: str, parts: Mapping[str, object]) -> str:
+    """Everything that changes a number, in one line: "lm|length:1024|overlap:256|version:0.1.0".
+
+    Args:
+        name: The method that made the number.
+        parts: What its result depends on; written in the order given. '|' is written as '/'.
+    """
+    return "|".join([name, *(f"{key}:{value}".replace("|", "/") for key, value in parts.items())])
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of (system, task, language, prompt_language, split, item, metric) -> value, signature, output.
+
+    `output` is what the system wrote, where the score is about that; null elsewhere. Build one with
+    `Table.of`; two rows of one key are refused.
+    """
+
+    arrow: pa.Table
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Table:
+        """Build a table from rows.
+
+        Args:
+            rows: Mappings with system, task, language, item, metric, value and signature; prompt_language
+                (default ""), split (default "test") and output (default None) may be left out.
+
+        Raises:
+            DataError: A missing, unknown or ill-typed column, a value that is not finite, a key given twice.
+        """
+        listed = [_row(row, f"row {index}") for index, row in enumerate(rows)]
+        return cls._checked(pa.Table.from_pylist(listed, schema=_SCHEMA), "table")
+
+    @classmethod
+    def _checked(cls, arrow: pa.Table, where: str) -> Table:
+        if len(bad := np.flatnonzero(~np.isfinite(arrow["value"].to_numpy()))):
+            row = arrow.slice(int(bad[0]), 1).to_pylist()[0]
+            raise DataError(f"{where}: value {row['value']} of {_name(row)}; every value must be finite")
+        counted = arrow.group_by(list(KEY)).aggregate([([], "count_all")])
+        if len(twice := np.flatnonzero(counted["count_all"].to_numpy() > 1)):
+            row = counted.slice(int(twice[0]), 1).to_pylist()[0]
+            more = f" and {len(twice) - 1} other keys" if len(twice) > 1 else ""
+            raise DataError(f"{where}: {row['count_all']} rows for {_name(row)}{more}; a key has one row")
+        return cls(arrow)
+
+    def __len__(self) -> int:
+        return len(self.arrow)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row as a dictionary, in order."""
+        for batch in self.arrow.to_batches():
+            yield from batch.to_pylist()
+
+    def values(self, column: str) -> list[str]:
+        """The distinct values of a column, in order of first appearance."""
+        return self.arrow[column].unique().to_pylist()
+
+    def where(
+        self,
+        *,
+        system: str | Sequence[str] | None = None,
+        task: str | Sequence[str] | None = None,
+        language: str | Sequence[str] | None = None,
+        split: str | Sequence[str] | None = None,
+        metric: str | Sequence[str] | None = None,
+        item: str | Sequence[str] | None = None,
+    ) -> Table:
+        """The rows whose columns hold the value given, or one of the values given."""
+        kept = self.arrow
+        asked = {"system": system, "task": task, "language": language, "split": split}
+        for name, wanted in {**asked, "metric": metric, "item": item}.items():
+            if wanted is not None:
+                allowed = [wanted] if isinstance(wanted, str) else list(wanted)
+                kept = kept.filter(pc.field(name).isin(pa.array(allowed, pa.string())))
+        return Table(kept)
+
+    def join(self, *others: Table) -> Table:
+        """One table with the rows of all.
+
+        Raises:
+            DataError: A key that occurs in two of them.
+        """
+        return self._checked(pa.concat_tables([self.arrow, *(o.arrow for o in others)]), "joined table")
+
+    def mean(self, metric: str, by: Sequence[str] = ("system", "task", "language")) -> View:
+        """Mean of a metric over items, with an interval by bootstrap over items."""
+        groups = self._groups((metric,), by)
+        return View(
+            tuple(by),
+            tuple(
+                Aggregate(
+                    dict(zip(by, key, strict=True)),
+                    metric,
+                    stats.mean(group.values_NM[:, 0], clusters=group.items),
+                    group.signatures,
+                )
+                for key, group in groups.items()
+            ),
+        )
+
+    def ratio(
+        self,
+        numerator: str,
+        denominator: str,
+        by: Sequence[str] = ("system", "task", "language"),
+        *,
+        cluster: Callable[[str], str] | None = None,
+    ) -> View:
+        """Sum of one metric over that of another (bits per byte), with a bootstrap interval over items.
+
+        Rows of one item id are drawn together, so that a group over several languages is clustered by item.
+
+        Args:
+            numerator: Metric above the line.
+            denominator: Metric below the line.
+            by: Columns to group by.
+            cluster: Maps an item id to what is drawn as one (a passage, a book); without it, the item.
+
+        Raises:
+            DataError: An item that has one of the metrics and not the other.
+        """
+        groups = self._groups((numerator, denominator), by)
+        entries = []
+        for key, group in groups.items():
+            labels = [cluster(item) for item in group.items] if cluster else group.items
+            estimate = stats.ratio(group.values_NM[:, 0], group.values_NM[:, 1], clusters=labels)
+            measure = f"{numerator}/{denominator}"
+            entries.append(Aggregate(dict(zip(by, key, strict=True)), measure, estimate, group.signatures))
+        return View(tuple(by), tuple(entries))
+
+    def compare(
+        self,
+        baseline: str,
+        numerator: str,
+        denominator: str,
+        by: Sequence[str] = ("task", "language"),
+        *,
+        how: Literal["difference", "quotient"] = "quotient",
+    ) -> View:
+        """Every system against a named one, paired by item: as a difference or as "so many times".
+
+        Only items that both systems have are compared; how many were left out is said.
+
+        Args:
+            baseline: The system to compare with.
+            numerator: Metric above the line.
+            denominator: Metric below the line.
+            by: Columns to group by, besides the system.
+            how: "difference" (system - baseline) or "quotient" (system / baseline).
+
+        Raises:
+            DataError: No rows of the baseline.
+        """
+        if baseline not in self.values("system"):
+            known = ", ".join(self.values("system")) or "none"
+            raise DataError(f"no system '{baseline}' to compare with; the table has {known}")
+        groups = self._groups((numerator, denominator), ("system", *by))
+        test = stats.paired_difference if how == "difference" else stats.paired_quotient
+        sign = "-" if how == "difference" else "/"
+        entries = []
+        for (system, *rest), group in groups.items():
+            other = groups.get((baseline, *rest))
+            if system == baseline or other is None:
+                continue
+            common = [item for item in dict.fromkeys(group.items) if item in set(other.items)]
+            if len(common) < max(len(set(group.items)), len(set(other.items))):
+                say(f"{system} against {baseline}: {len(common)} items in common, the others left out")
+            if common:
+                estimate = test(group.sums(common), other.sums(common))
+                measure = f"{numerator}/{denominator} {sign} {baseline}"
+                key = dict(zip(("system", *by), (system, *rest), strict=True))
+                entries.append(Aggregate(key, measure, estimate, group.signatures))
+        return View(("system", *by), tuple(entries))
+
+    def to_text(self) -> str:
+        """Every row as aligned plain text, without signatures and outputs."""
+        body = [[*(row[name] for name in KEY), f"{row['value']:.6g}"] for row in self.rows()]
+        return align([[*KEY, "value"], *body])
+
+    def save(self, path: Path) -> None:
+        """Write `.parquet` or `.jsonl`, atomically.
+
+        Raises:
+            DataError: Another suffix, or a disk that is full.
+        """
+        if path.suffix == ".jsonl":
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows())
+            return disk.write_text(path, text)
+        _refuse_suffix(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        with disk.clear_disk_errors(path):
+            try:
+                pq.write_table(self.arrow, part, compression="zstd")
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Table:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: No such file, a damaged file, or rows that are no table; names file and line.
+        """
+        if not path.is_file():
+            raise DataError(f"no table {path}")
+        if path.suffix == ".jsonl":
+            listed = [_row(row, f"{path}:{line}") for line, row in _json_lines(path)]
+            return cls._checked(pa.Table.from_pylist(listed, schema=_SCHEMA), str(path))
+        _refuse_suffix(path)
+        try:
+            arrow = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path}: not a readable parquet file ({error})") from None
+        missing = [name for name in _SCHEMA.names if name not in arrow.column_names]
+        if missing:
+            raise DataError(f"{path}: no column {', '.join(missing)}; a table has {', '.join(_SCHEMA.names)}")
+        try:
+            return cls._checked(arrow.select(_SCHEMA.names).cast(_SCHEMA), str(path))
+        except (pa.ArrowInvalid, ValueError) as error:
+            raise DataError(f"{path}: a column of another type than a table has ({error})") from None
+
+    def _groups(self, metrics: Sequence[str], by: Sequence[str]) -> dict[tuple[str, ...], _Group]:
+        """For each group: one line per item-level key, one column per metric."""
+        for name in by:
+            if name not in KEY:
+                raise DataError(f"group by '{name}': a table has the columns {', '.join(KEY)}")
+        cells: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, float]]] = {}
+        signatures: dict[tuple[str, ...], set[str]] = {}
+        for row in self.where(metric=metrics).rows():
+            key = tuple(row[name] for name in by)
+            unit = tuple(row[name] for name in KEY if name != "metric")
+            cells.setdefault(key, {}).setdefault(unit, {})[row["metric"]] = row["value"]
+            signatures.setdefault(key, set()).add(row["signature"])
+        groups = {}
+        for key, units in cells.items():
+            for unit, found in units.items():
+                if absent := [metric for metric in metrics if metric not in found]:
+                    raise DataError(f"no '{absent[0]}' for {' / '.join(unit)}, which has {', '.join(found)}")
+            values_NM = np.array([[found[metric] for metric in metrics] for found in units.values()])
+            items = [unit[KEY.index("item")] for unit in units]
+            groups[key] = _Group(items, values_NM, tuple(sorted(signatures[key])))
+        return groups
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The rows of one group: N item-level lines of M metrics."""
+
+    items: list[str]
+    values_NM: np.ndarray  # noqa: N815
+    signatures: tuple[str, ...]
+
+    def sums(self, wanted: Sequence[str]) -> np.ndarray:
+        """[len(wanted), M] sums by item id, in the order asked for."""
+        place = {item: index for index, item in enumerate(wanted)}
+        added = np.zeros((len(wanted), self.values_NM.shape[1]))
+        for item, line in zip(self.items, self.values_NM, strict=True):
+            if item in place:
+                added[place[item]] += line
+        return added
+
+
+def _row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if unknown := set(row) - set(_SCHEMA.names):
+        raise DataError(f"{where}: unknown column {sorted(unknown)}; a row has {', '.join(_SCHEMA.names)}")
+    full = {**_DEFAULTS, **row}
+    for name in _SCHEMA.names:
+        if name not in full:
+            raise DataError(f"{where}: no '{name}'; a row needs {', '.join((*KEY, 'value', 'signature'))}")
+        value = full[name]
+        if name == "value":
+            good = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            full[name] = float(value) if good else math.nan
+        else:
+            good = isinstance(value, str) or (name == "output" and value is None)
+        if not good:
+            raise DataError(
+                f"{where}: '{name}' is {value!r}; expected {'a number' if name == 'value' else 'text'}"
+            )
+    return full
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} '{row[name]}'" for name in KEY if row[name])
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: expected an object with the columns of a table")
+            yield number, row
+
+
+def _refuse_suffix(path: Path) -> None:
+    if path.suffix != ".parquet":
+        raise DataError(f"{path}: a table is kept as .parquet or .jsonl")

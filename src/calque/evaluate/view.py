@@ -1,0 +1,80 @@
+"""Aggregates of a table, ready to be read: one number with its interval per group, as a grid or as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from calque.errors import DataError
+from calque.stats import Estimate
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One number made from many rows.
+
+    Attributes:
+        group: The columns it was grouped by, with their values.
+        measure: What it measures, such as "bits/bytes".
+        estimate: The number with its interval.
+        signatures: The signatures of the rows behind it, sorted.
+    """
+
+    group: Mapping[str, str]
+    measure: str
+    estimate: Estimate
+    signatures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """Aggregates of one measure, in the order in which their groups first appear in the table."""
+
+    by: tuple[str, ...]
+    aggregates: tuple[Aggregate, ...]
+
+    def __iter__(self) -> Iterator[Aggregate]:
+        return iter(self.aggregates)
+
+    def __len__(self) -> int:
+        return len(self.aggregates)
+
+    def pivot(self, rows: str = "system", columns: str = "task") -> dict[str, dict[str, Aggregate]]:
+        """Nested by two of the grouping columns.
+
+        Raises:
+            DataError: A column that is no grouping column, or two aggregates for one cell.
+        """
+        for name in (rows, columns):
+            if name not in self.by:
+                raise DataError(f"pivot by '{name}': this view is grouped by {', '.join(self.by)}")
+        grid: dict[str, dict[str, Aggregate]] = {}
+        for entry in self.aggregates:
+            line = grid.setdefault(entry.group[rows], {})
+            if entry.group[columns] in line:
+                cell = f"{rows} '{entry.group[rows]}', {columns} '{entry.group[columns]}'"
+                raise DataError(f"two aggregates for {cell}: select with where(...) before the group-by")
+            line[entry.group[columns]] = entry
+        return grid
+
+    def to_text(self, rows: str = "system", columns: str = "task", digits: int = 3) -> str:
+        """The pivot as aligned plain text, for a terminal."""
+        grid = self.pivot(rows, columns)
+        heads = list(dict.fromkeys(entry.group[columns] for entry in self.aggregates))
+        body = [
+            [name, *(line[head].estimate.text(digits) if head in line else "-" for head in heads)]
+            for name, line in grid.items()
+        ]
+        return align([[rows, *heads], *body])
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Columns under each other: the first to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
