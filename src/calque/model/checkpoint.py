@@ -17,16 +17,13 @@ import torch
 
 from calque.disk import read_json
 from calque.errors import ModelError
+from calque.model.files import CONFIG, INDEX, WEIGHTS, pickled_weights
 from calque.model.slots import Layout, Slot, layout
 from calque.model.tensors import TensorInfo, read_header
 from calque.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.ot")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +109,12 @@ class Checkpoint:
     @cached_property
     def tied(self) -> bool:
         """Whether the output matrix is the input embedding."""
-        return self._output is None or (self._config_ties and self._output != self.input_embedding)
+        return self.stored_output is None or self.config_ties
 
     @cached_property
     def input_embedding(self) -> str:
         """Name of the input embedding, (vocabulary, hidden)."""
-        name = self._role("embed.input")
+        name = self.named("embed.input")
         if name is None:
             raise ModelError(
                 f"{self.folder}: no input embedding found among {len(self.tensors)} tensors of architecture "
@@ -128,18 +125,19 @@ class Checkpoint:
     @property
     def output_embedding(self) -> str | None:
         """Name of the output matrix, (vocabulary, hidden); None when it is tied to the input embedding."""
-        return None if self.tied else self._output
+        return None if self.tied else self.stored_output
 
     @cached_property
     def output_bias(self) -> str | None:
         """Name of the bias of the output layer, one number per token; None without one."""
-        return self._role("embed.output.bias")
+        return self.named("embed.output.bias")
 
     @property
-    def _output(self) -> str | None:
-        return self._role("embed.output")
+    def stored_output(self) -> str | None:
+        """Name of the output matrix if the files hold one, be it a copy of a tied one or not."""
+        return self.named("embed.output")
 
-    def _role(self, role: str) -> str | None:
+    def named(self, role: str) -> str | None:
         """Name of the parameter outside the layers with this role, None when the model has none."""
         try:
             name = self.layout.name(None, role)
@@ -148,11 +146,20 @@ class Checkpoint:
         return name if name in self.tensors else None
 
     @cached_property
-    def _config_ties(self) -> bool:
+    def config_ties(self) -> bool:
+        """Whether the configuration ties the output matrix to the input embedding."""
         stated = self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings"))
         if stated is not None:
             return bool(stated)
         return bool(getattr(self.loaded_config, "tie_word_embeddings", True))
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model predicts tokens, as its class in the configuration says."""
+        names = self.config.get("architectures") or [""]
+        return any(
+            word in str(names[0]) for word in ("CausalLM", "LMHead", "MaskedLM", "ConditionalGen", "MT")
+        )
 
     @cached_property
     def loaded_config(self) -> PreTrainedConfig:
@@ -176,8 +183,11 @@ class Checkpoint:
                 "a model folder needs its tokenizer.json beside the weights"
             ) from None
 
-    def model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """The whole model in memory, built by plain transformers with the class its configuration names.
+    def model(self, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
+        """The whole model, built by plain transformers with the class its configuration names.
+
+        Args:
+            dtype: of the parameters in memory; None leaves them as they are stored, and mapped from the file.
 
         Raises:
             ModelError: transformers can not build it, or would have to invent some of its weights.
@@ -186,7 +196,7 @@ class Checkpoint:
 
         names = self.config.get("architectures") or ["AutoModelForCausalLM"]
         build: Any = getattr(transformers, str(names[0]), transformers.AutoModelForCausalLM)
-        settings = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
+        settings = {"dtype": dtype or "auto", "local_files_only": True, "use_safetensors": True}
         if build is transformers.AutoModelForCausalLM:
             settings["trust_remote_code"] = False
         try:
@@ -210,7 +220,7 @@ class Checkpoint:
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    file = folder / "config.json"
+    file = folder / CONFIG
     if not file.is_file():
         raise ModelError(f"{folder}: no config.json; a model folder needs config.json and model.safetensors")
     config = read_json(file)
@@ -262,8 +272,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _without_weights(folder: Path) -> str:
     """What to say about a folder that has no safetensors weights."""
-    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
-    if pickles:
+    if pickles := pickled_weights(folder):
         source, target = json.dumps(str(folder)), json.dumps(f"{folder}-safe")
         return (
             f"{folder}: the weights are pickled ({pickles[0]}); unpickling can run code, so this is refused. "

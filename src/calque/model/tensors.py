@@ -96,7 +96,7 @@ class TensorInfo:
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor as writable bytes; nothing is copied."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    return _bits(tensor).numpy().data
 
 
 def read_into(file: Path, start: int, target: memoryview) -> None:
@@ -186,6 +186,18 @@ def _check_cover(file: Path, infos: Mapping[str, TensorInfo], base: int, size: i
         )
     if end < size:
         raise ModelError(f"{file}: {size - end} bytes after {last} belong to nothing")
+
+
+def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors agree in dtype, shape and every bit."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    pairs = zip(one.blocks(), other.blocks(), strict=True)
+    return all(torch.equal(_bits(a), _bits(b)) for (_, a), (_, b) in pairs)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def lay_out(

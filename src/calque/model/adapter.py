@@ -1,0 +1,136 @@
+"""PEFT adapters folded into their base, so that the result is an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from calque.disk import clear_disk_errors, read_json
+from calque.errors import ModelError
+from calque.model.checkpoint import Checkpoint
+from calque.model.files import GENERATION, TOKENIZER, companions
+from calque.model.tensors import TensorInfo, read_header
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PLAIN_STARTS = frozenset({True, False, "gaussian", "orthogonal", "eva", "pissa", "olora"})
+
+
+def read_base(adapter: Path) -> str:
+    """What the adapter's own configuration names as its base.
+
+    Raises:
+        ModelError: the adapter names no base, or its weights are missing or pickled.
+    """
+    if not (adapter / WEIGHTS).is_file():
+        pickled = (adapter / "adapter_model.bin").is_file()
+        raise ModelError(
+            f"{adapter}: {'only pickled adapter weights, which are refused' if pickled else 'no weights'}; "
+            f"needed is {WEIGHTS}: load it where you trust it and save it again with a current peft"
+        )
+    base = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{adapter / CONFIG}: no base_model_name_or_path; write the base's folder or id there"
+        )
+    return base
+
+
+def fold(adapter: Path, base: Path, folder: Path) -> None:
+    """Write the base with the adapter folded in to the existing empty `folder`.
+
+    The sum is taken in float32 and rounded once to the base's dtype; tensors that the adapter does not touch
+    keep their bits. The adapter's own tokenizer, if it has one, goes with the result.
+
+    Raises:
+        ModelError: the adapter was made for another base, or is of a kind that can not be folded.
+    """
+    checkpoint = Checkpoint.at(base)
+    dtype = checkpoint.info(checkpoint.input_embedding).torch_dtype
+    tensors = read_header(adapter / WEIGHTS)
+    model = checkpoint.model(torch.float32)
+    _fit_vocabulary(model, tensors)
+    _check_fit(adapter, checkpoint, model, tensors)
+    merged: Any = _merge(adapter, model)
+    merged.to(dtype)
+    with clear_disk_errors(folder):
+        merged.save_pretrained(folder)
+        _copy_company(adapter, base, folder)
+    Checkpoint.at(folder).check()
+
+
+def _merge(adapter: Path, model: PreTrainedModel) -> PreTrainedModel:
+    from peft import PeftConfig, PeftModel
+
+    config: Any = PeftConfig.from_pretrained(str(adapter))
+    config.auto_mapping = None  # names a module to import
+    if hasattr(config, "megatron_config"):
+        config.megatron_config = None  # likewise
+    start = getattr(config, "init_lora_weights", True)
+    if (start.split("_niter_")[0] if isinstance(start, str) else start) not in _PLAIN_STARTS:
+        raise ModelError(
+            f"{adapter}: its matrices start from '{start}', which changes the base by data that is not in "
+            "the folder; save it converted to a plain LoRA (peft: path_initial_model_for_weight_conversion)"
+        )
+    try:
+        wrapped: Any = PeftModel.from_pretrained(model, str(adapter), config=config)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{adapter}: peft can not put it on this base: {error}") from None
+    if not hasattr(wrapped.base_model, "merge_and_unload"):
+        raise ModelError(f"{adapter}: a {config.peft_type.value} adapter can not be folded into weights")
+    return wrapped.merge_and_unload(safe_merge=True)
+
+
+def _fit_vocabulary(model: PreTrainedModel, tensors: dict[str, TensorInfo]) -> None:
+    """Give the base as many rows as the embedding saved with the adapter, which may hold added tokens."""
+    embedding: Any = model.get_input_embeddings()
+    current = tuple(embedding.weight.shape)
+    for name, info in tensors.items():
+        if name.endswith(".weight") and "embed" in name and "lora_" not in name and len(info.shape) == 2:
+            if info.shape[1] == current[1] and info.shape[0] != current[0]:
+                model.resize_token_embeddings(info.shape[0], mean_resizing=False)
+            return
+
+
+def _check_fit(
+    adapter: Path, base: Checkpoint, model: PreTrainedModel, tensors: dict[str, TensorInfo]
+) -> None:
+    """Every low-rank factor must find its module, of its size, in the base."""
+    modules = dict(model.named_modules())
+    for name, info in tensors.items():
+        for side in ("lora_A", "lora_B"):
+            path, found, _ = name.removeprefix(_PREFIX).partition(f".{side}.")
+            if not found or len(info.shape) != 2:
+                continue
+            weight = getattr(modules.get(path), "weight", None)
+            if weight is None:
+                raise ModelError(
+                    f"{adapter}: made for another base: it changes '{path}', which {base.folder} has not"
+                )
+            width = info.shape[1] if side == "lora_A" else info.shape[0]
+            if width not in weight.shape:
+                raise ModelError(
+                    f"{adapter}: made for another base: '{name}' has shape {info.shape}, but '{path}.weight' "
+                    f"of {base.folder} has {tuple(weight.shape)}"
+                )
+
+
+def _copy_company(adapter: Path, base: Path, folder: Path) -> None:
+    """Tokenizer and everything else beside the weights; the adapter's tokenizer replaces the base's."""
+    own = (adapter / "tokenizer.json").is_file()
+    for path in companions(base):
+        if not (own and path.name in TOKENIZER):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(base / path, folder / path)
+    if (base / GENERATION).is_file():
+        shutil.copyfile(base / GENERATION, folder / GENERATION)
+    for name in (*sorted(TOKENIZER), "chat_template.jinja") if own else ():
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, folder / name)

@@ -1,0 +1,54 @@
+"""Which files of a model folder are weights, tokenizer, code or company of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".ot"})
+_OTHER_WEIGHTS = frozenset({".safetensors", ".gguf", ".onnx", ".npz", ".tflite"})
+TOKENIZER = frozenset(
+    {
+        "added_tokens.json",
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "source.spm",
+        "special_tokens_map.json",
+        "spiece.model",
+        "spm.model",
+        "target.spm",
+        "target_vocab.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+_OURS = frozenset({INDEX, CONFIG, GENERATION, "manifest.json", "log.jsonl", "rewrite.json"})
+
+
+def companions(folder: Path) -> Iterator[Path]:
+    """Files that belong to a model besides weights and configuration, as paths relative to `folder`.
+
+    Tokenizer, chat templates, licence, card, pooling settings. Left out: weights in any format, code (a
+    checkpoint that is only read with library code needs none), hidden files and training leftovers.
+    """
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder)
+        if not file.is_file() or any(part.startswith((".", "checkpoint-")) for part in path.parts):
+            continue
+        if file.suffix in PICKLES | _OTHER_WEIGHTS | {".py"} or (
+            file.parent == folder and file.name in _OURS
+        ):
+            continue
+        yield path
+
+
+def pickled_weights(folder: Path) -> list[str]:
+    """Names of weight files that could only be read by unpickling."""
+    return sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
