@@ -230,7 +230,7 @@ def build_map(
     ways = np.where(covered, np.asarray(how, np.int64) + 2, 0).astype(np.uint8)
     ways[list(pairs)] = 1
     missing = int((~covered).sum())
-    if missing:
+    if missing and how_names:
         say(f"{missing:,} of {len(target):,} tokens without evidence: {fallback}")
     return VocabMap(
         input=weights,
@@ -245,6 +245,14 @@ def build_map(
         target_tokens=tuple(target.show(token) for token in range(len(target))),
         notes=dict(notes or {}),
     )
+
+
+def sparse_rows(rows: Mapping[int, Mapping[int, float]], shape: tuple[int, int]) -> csr_matrix:
+    """csr of the given shape from row -> column -> weight."""
+    row = np.fromiter((token for token, found in rows.items() for _ in found), np.int64)
+    col = np.fromiter((place for found in rows.values() for place in found), np.int64)
+    data = np.fromiter((weight for found in rows.values() for weight in found.values()), np.float64)
+    return csr_matrix(coo_matrix((data, (row, col)), shape=shape))
 
 
 def _with_identity_rows(weights: csr_matrix, pairs: Mapping[int, int]) -> csr_matrix:

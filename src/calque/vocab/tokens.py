@@ -262,7 +262,7 @@ def _resolve(ref: str | Path) -> Path:
         return path
     from calque import assets
 
-    return assets.get(str(ref)) if str(ref) in {asset.name for asset in assets.list()} else path
+    return assets.get(str(ref)) if str(ref) in {asset.name for asset in assets.list_assets()} else path
 
 
 def _letters_meet(text: str, place: int) -> bool:
