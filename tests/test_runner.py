@@ -148,8 +148,8 @@ def test_recipes_are_read_safely_and_changed_from_the_command_line(tmp_path):
 
 def test_two_processes_do_not_share_a_run(tmp_path):
     with (
-        runner._alone(tmp_path / "out"),
+        runner.alone(tmp_path / "out"),
         pytest.raises(ConfigError, match="another process"),
-        runner._alone(tmp_path / "out"),
+        runner.alone(tmp_path / "out"),
     ):
         pass

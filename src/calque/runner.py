@@ -39,7 +39,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "") -> Path:
         ConfigError: `out` holds something that is no run, or another process is running there.
         CalqueError: What a step refuses; its message names the step.
     """
-    with _alone(out):
+    with alone(out):
         _clear_leftovers(recipe, out)
         recipe.write(out / "recipe.yaml")
         start, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -262,7 +262,7 @@ def _clear_leftovers(recipe: Recipe, out: Path) -> None:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
     """Hold the run folder against other processes; refuse a folder that holds something else."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / ".calque").exists()):
         raise ConfigError(f"output {out} exists and is no calque run; give another -o, or remove it first")
