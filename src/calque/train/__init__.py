@@ -1,0 +1,1 @@
+"""The training loop: what trains, towards what, on which stream, for how long."""

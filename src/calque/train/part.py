@@ -1,0 +1,101 @@
+"""What of a model trains: parameters chosen by their place, or a low-rank delta that is folded back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from calque.errors import ConfigError, ModelError
+from calque.model.slots import layout
+from calque.train.stage import Lora, Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Trainable:
+    """Parameters that train, by name.
+
+    Attributes:
+        layers: everything but the embeddings.
+        embeddings: input rows and, where they are not the same, output rows.
+    """
+
+    layers: dict[str, torch.nn.Parameter]
+    embeddings: dict[str, torch.nn.Parameter]
+
+    def named(self) -> dict[str, torch.nn.Parameter]:
+        """All of them."""
+        return {**self.layers, **self.embeddings}
+
+    def count(self) -> int:
+        """How many numbers train."""
+        return sum(p.numel() for p in self.named().values())
+
+
+@contextmanager
+def training(model: PreTrainedModel, stage: Stage) -> Iterator[Trainable]:
+    """Mark what trains in a stage; a low-rank delta is put on before and folded in after.
+
+    The fold happens only when the block ends well.
+
+    Raises:
+        ConfigError: more outer layers than the model has.
+        ModelError: the model has no layers that can be told apart.
+    """
+    embeddings = _embeddings(model)
+    if stage.part == "lora":
+        wrapper = _with_lora(model, stage.lora)
+        wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+        wanted |= embeddings if stage.lora.embeddings else set()
+    else:
+        wrapper = None
+        wanted = _wanted(model, stage.part, stage.outer, embeddings)
+    chosen: dict[bool, dict[str, torch.nn.Parameter]] = {True: {}, False: {}}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in wanted)
+        if name in wanted:
+            chosen[name in embeddings][name] = parameter
+    yield Trainable(layers=chosen[False], embeddings=chosen[True])
+    if wrapper is not None:
+        wrapper.merge_and_unload(safe_merge=True)
+
+
+def _embeddings(model: PreTrainedModel) -> set[str]:
+    """Names of the input and output rows (one name when tied), and of the output bias."""
+    output: Any = model.get_output_embeddings()
+    tables = [model.get_input_embeddings().weight, *(output.parameters() if output is not None else ())]
+    return {name for name, p in model.named_parameters() if any(p is table for table in tables)}
+
+
+def _wanted(model: PreTrainedModel, part: str, outer: int, embeddings: set[str]) -> set[str]:
+    names = [name for name, _ in model.named_parameters()]
+    if part == "all":
+        return set(names)
+    if part == "embeddings":
+        return embeddings
+    places = layout(model.config.model_type, {n: tuple(p.shape) for n, p in model.named_parameters()})
+    layer_of = {name: places.place(name)[0] for name in names}
+    depth = max((layer for layer in layer_of.values() if layer is not None), default=-1) + 1
+    if not depth:
+        raise ModelError(f"part '{part}': no numbered layers among the {len(names)} parameters of the model")
+    if 2 * outer > depth:
+        raise ConfigError(
+            f"outer = {outer} at each end of a model of {depth} layers; give at most {depth // 2}, or "
+            "part 'all'"
+        )
+    chosen = {*range(outer), *range(depth - outer, depth)}
+    return embeddings | {name for name, layer in layer_of.items() if layer in chosen}
+
+
+def _with_lora(model: PreTrainedModel, lora: Lora) -> Any:
+    """Put a pair on every linear map of the layers, in place; returns the wrapper that can fold it in."""
+    from peft import LoraConfig, LoraModel
+
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
+    )
+    return LoraModel(model, config, "default")

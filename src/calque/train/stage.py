@@ -1,0 +1,126 @@
+"""A stage of training: what trains, towards which objective, on which stream, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from calque.data.mixture import Mixture
+from calque.data.pack import Batch
+from calque.errors import ConfigError
+from calque.train.optim import Optimization
+
+# Share of a budget in minutes that the first step is taken to last, before any was measured.
+_FIRST_STEP = 0.01
+
+Part = Literal["all", "embeddings", "embeddings+outer", "lora"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective says about a batch.
+
+    Attributes:
+        total: scalar to minimise: the weighted sum of the parts.
+        parts: part -> its own value, for the log.
+    """
+
+    total: torch.Tensor
+    parts: Mapping[str, float]
+
+
+Objective = Callable[[PreTrainedModel, Batch], Loss]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a stage lasts: exactly one of the three.
+
+    Attributes:
+        minutes: wall-clock, saving included; what a killed run has used counts.
+        tokens: tokens read.
+        steps: steps of the optimizer.
+    """
+
+    minutes: float | None = None
+    tokens: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            said = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
+            raise ConfigError(f"a training budget is one of minutes, tokens or steps; given: {said}")
+        ((name, value),) = given.items()
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"a training budget of {value} {name}; it must be more than 0")
+
+    def total(self) -> tuple[float, str]:
+        """(amount, unit) for a progress bar; minutes count in seconds."""
+        if self.minutes is not None:
+            return self.minutes * 60, "s"
+        return (float(self.tokens), "token") if self.tokens is not None else (float(self.steps or 0), "step")
+
+    def spent(self, steps: int, tokens: int, seconds: float) -> float:
+        """How much is used up, in the unit of `total`."""
+        return seconds if self.minutes is not None else tokens if self.tokens is not None else steps
+
+    def progress(self, steps: int, tokens: int, seconds: float) -> float:
+        """Share that is used up; 1 and more means over."""
+        return self.spent(steps, tokens, seconds) / self.total()[0]
+
+    def middle(self, steps: int, tokens: int, seconds: float, batch_tokens: int) -> float:
+        """Share that will be used up in the middle of the next step: where the schedule is read.
+
+        Read at a step's begin, the first step of a warm-up would train with rate 0; at its end, the last.
+        """
+        ahead = seconds / steps if steps else _FIRST_STEP * self.total()[0]
+        if self.minutes is None:
+            ahead = batch_tokens if self.tokens is not None else 1
+        return (self.spent(steps, tokens, seconds) + ahead / 2) / self.total()[0]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Settings of part "lora".
+
+    Attributes:
+        rank: rank of each pair.
+        alpha: the pair's product is scaled by alpha / rank.
+        embeddings: whether the embeddings train too.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    embeddings: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage.
+
+    Attributes:
+        part: what trains.
+        objective: the loss of a batch.
+        stream: where batches come from.
+        budget: how long.
+        batch_tokens: tokens of one step, at most.
+        accumulate: batches whose gradients one step sums; they share `batch_tokens`.
+        optimization: rates, schedule, clipping, averaging.
+        outer: layers at each end that train in part "embeddings+outer".
+        lora: rank and scale of part "lora", and whether the embeddings train beside it.
+    """
+
+    part: Part
+    objective: Objective
+    stream: Mixture
+    budget: Budget
+    batch_tokens: int
+    optimization: Optimization
+    accumulate: int = 1
+    outer: int = 2
+    lora: Lora = Lora()

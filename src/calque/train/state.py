@@ -1,0 +1,143 @@
+"""The state of a training run on disk: everything the next step depends on.
+
+A state is a folder of its own that appears by one rename; the one before it is removed only then. Tensors
+are kept as safetensors, everything else as JSON: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from calque.data.mixture import Place
+from calque.disk import clear_disk_errors, read_json, write_json
+from calque.errors import ConfigError, DataError
+
+_FOLDER = "state-"
+
+
+@dataclass
+class Progress:
+    """How far a run has come; counts are of the present stage where not said otherwise.
+
+    Attributes:
+        stage: index of the stage.
+        steps: optimizer steps.
+        tokens: tokens read.
+        seconds: wall-clock used, those before a kill included.
+        place: how far the stream has been read.
+        averaged: weights in the running average.
+        all_steps: optimizer steps of all stages.
+    """
+
+    stage: int
+    steps: int
+    tokens: int
+    seconds: float
+    place: Place
+    averaged: int = 0
+    all_steps: int = 0
+
+
+def save_state(
+    work: Path,
+    progress: Progress,
+    settings: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    average: Mapping[str, torch.Tensor],
+) -> None:
+    """Write a state; older ones are removed when it is whole."""
+    target = work / f"{_FOLDER}{progress.all_steps:09d}"
+    part = work / f".{target.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    with clear_disk_errors(target):
+        part.mkdir(parents=True)
+        _save(part / "weights.safetensors", weights)
+        _save(part / "average.safetensors", average)
+        _save(part / "optimizer.safetensors", _flat(optimizer))
+        _save(part / "random.safetensors", {"torch": torch.get_rng_state()})
+        record = {**asdict(progress), "place": progress.place.record()}
+        write_json(part / "state.json", {"progress": record, "settings": settings})
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(part, target)
+    for old in work.glob(f"{_FOLDER}*"):
+        if old != target:
+            shutil.rmtree(old)
+
+
+def find_state(work: Path, settings: Mapping[str, Any]) -> tuple[Path, Progress] | None:
+    """The newest state in `work`, or None.
+
+    Raises:
+        ConfigError: the state was made with other settings; the message shows the difference.
+        DataError: the state is damaged.
+    """
+    for part in work.glob(f".{_FOLDER}*.part"):
+        shutil.rmtree(part)
+    folders = sorted(work.glob(f"{_FOLDER}*"))
+    if not folders:
+        return None
+    try:
+        found = read_json(folders[-1] / "state.json")
+        record = found["progress"]
+        progress = Progress(**{**record, "place": Place.of_record(record["place"])})
+        before = found["settings"]
+    except (OSError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folders[-1]}: damaged training state ({error}); remove {work} to begin anew"
+        ) from None
+    refuse_changes(before, settings, work)
+    return folders[-1], progress
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], work: Path) -> None:
+    """Raise ConfigError when a run would go on with other settings than it began with."""
+    changed = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{work} holds a training run with other settings: {'; '.join(changed)}; "
+            "give the old settings to go on, or remove the folder to begin anew"
+        )
+
+
+def load_weights(folder: Path, model: torch.nn.Module) -> None:
+    """Put the saved weights into the model, in place."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(folder / "weights.safetensors").items():
+            named[name].copy_(value)
+
+
+def load_rest(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Put back the optimizer's state and the random generator; returns the running average."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    torch.set_rng_state(load_file(folder / "random.safetensors")["torch"])
+    return load_file(folder / "average.safetensors")
+
+
+def _save(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, file)
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}

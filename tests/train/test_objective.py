@@ -1,0 +1,133 @@
+"""Documents side by side see only themselves, and the chunked loss is the loss."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from torch.nn import functional
+
+from calque.data.pack import Batch
+from calque.train import cross_entropy
+from calque.train.causal import back_to_back, causal_objective, hidden_states, padded
+
+from .conftest import llama
+
+
+def batch_of(lengths, vocabulary, seed=0):
+    ids = np.random.default_rng(seed).integers(0, vocabulary, sum(lengths))
+    return Batch(ids, tuple(lengths), 0, (sum(lengths),))
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_a_packed_document_has_the_logits_it_has_alone(lengths, seed):
+    model = llama(64).eval()
+    batch = batch_of(lengths, 64, seed)
+    with torch.no_grad():
+        together = model.lm_head(hidden_states(model, batch))
+        ids = torch.from_numpy(batch.ids).split(lengths)
+        alone = torch.cat([model(part[None]).logits[0] for part in ids])
+    assert (together - alone).abs().max() < 1e-5
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("window", [3, 8, 100])
+def test_a_sliding_window_stays_inside_its_document(window):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, sliding_window=window, bos_token_id=0, eos_token_id=1, pad_token_id=None,
+        )
+    ).eval()  # fmt: skip
+    batch = batch_of([5, 20, 11], 64)
+    with torch.no_grad():
+        together = model.lm_head(hidden_states(model, batch))
+        alone = torch.cat([model(p[None]).logits[0] for p in torch.from_numpy(batch.ids).split([5, 20, 11])])
+    assert (together - alone).abs().max() < 1e-5
+
+
+def test_packed_and_padded_losses_and_gradients_agree():
+    batch = batch_of([7, 19, 1, 4], 64)
+    gradients = []
+    for objective in (back_to_back, padded):
+        model = llama(64)
+        loss = objective(model, batch).total
+        loss.backward()
+        gradients.append((loss.detach(), *(p.grad for p in model.parameters())))
+    for packed, rows in zip(*gradients, strict=True):
+        assert torch.allclose(packed, rows, atol=1e-6)
+
+
+def test_a_model_that_scales_its_logits_is_found_out(capsys):
+    from transformers import CohereConfig, CohereForCausalLM
+
+    model = CohereForCausalLM(
+        CohereConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, logit_scale=0.25, bos_token_id=0, eos_token_id=1, pad_token_id=None,
+        )
+    )  # fmt: skip
+    assert causal_objective(model) is padded
+    assert "padded rows" in capsys.readouterr().err
+    assert causal_objective(llama(64)) is back_to_back
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 9), v=st.integers(2, 12), chunk=st.integers(1, 4), seed=st.integers(0, 99))
+def test_chunked_cross_entropy_is_cross_entropy(n, v, chunk, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(-1, v, (n,), generator=generator)
+    inputs = [torch.randn(*s, generator=generator) * 3 for s in ((n, 5), (v, 5), (v,))]
+    results = []
+    for own in (True, False):
+        hidden, weight, bias = (x.clone().requires_grad_() for x in inputs)
+        if own:
+            loss = own_loss(hidden, weight, labels, bias, chunk)
+        else:
+            loss = functional.cross_entropy(
+                hidden @ weight.T + bias, labels, ignore_index=-1, reduction="sum"
+            )
+            loss = loss / max(1, int((labels >= 0).sum()))
+        (loss * 2).backward()
+        results.append((loss.detach(), hidden.grad, weight.grad, bias.grad))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def own_loss(hidden, weight, labels, bias, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "_ROWS", chunk)
+        return cross_entropy.linear_cross_entropy(hidden, weight, labels, bias)
+
+
+def test_labels_all_ignored_give_loss_zero():
+    weight = torch.randn(6, 4, requires_grad=True)
+    loss = cross_entropy.linear_cross_entropy(torch.randn(3, 4), weight, torch.full((3,), -100))
+    loss.backward()
+    assert loss == 0 and weight.grad.abs().max() == 0
+    model = llama(64)
+    assert back_to_back(model, batch_of([1, 1], 64)).total == 0
+    assert padded(model, batch_of([1, 1], 64)).total == 0
+
+
+def test_frozen_output_rows_get_no_gradient():
+    weight = torch.randn(6, 4)
+    hidden = torch.randn(3, 4, requires_grad=True)
+    cross_entropy.linear_cross_entropy(hidden, weight, torch.tensor([0, 5, -100])).backward()
+    assert weight.grad is None and hidden.grad[2].abs().max() == 0
+
+
+def test_bfloat16_autocast_is_close():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(9, 16, requires_grad=True), torch.randn(30, 16, requires_grad=True)
+    labels = torch.randint(0, 30, (9,))
+    exact = functional.cross_entropy(hidden @ weight.T, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = cross_entropy.linear_cross_entropy(hidden, weight, labels)
+    loss.backward()
+    assert loss.dtype == torch.float32 and abs(loss - exact) < 0.05
+    assert weight.grad.dtype == torch.float32
