@@ -171,21 +171,21 @@ class Corpus:
             )
         chosen = _choose(counts, heldout, seed)
         test = self.filter(lambda example: example.group in chosen, groups=len(chosen))
-        held = {_digest(side) for example in test for side in example.sides.items()}
-        across = 0
+        rest = self.filter(lambda example: example.group not in chosen, groups=len(counts) - len(chosen))
+        return rest.without(test), test
 
-        def trainable(example: Example) -> bool:
-            nonlocal across
-            if example.group in chosen:
-                return False
-            twice = any(_digest(side) in held for side in example.sides.items())
-            across += twice
-            return not twice
+    def without(self, other: Corpus) -> Corpus:
+        """The examples of which no side stands in `other`; notes["across_split"] counts what is dropped.
 
-        train = self.filter(trainable, groups=len(counts) - len(chosen))
-        if not len(train):
-            raise DataError(f"nothing left to train on: {across} examples also stand in the held-out part")
-        return replace(train, notes={**train.notes, "across_split": across}), test
+        Raises:
+            DataError: nothing is left.
+        """
+        held = {_digest(side) for example in other for side in example.sides.items()}
+        left = self.filter(lambda e: not any(_digest(side) in held for side in e.sides.items()))
+        dropped = len(self) - len(left)
+        if not len(left):
+            raise DataError(f"nothing left to train on: {dropped} examples also stand in the held-out part")
+        return replace(left, notes={**left.notes, "across_split": dropped})
 
     def sample(self, n_bytes: int, *, seed: int = 0) -> Corpus:
         """Whole groups in random order until their sides together reach `n_bytes` of UTF-8."""
