@@ -7,18 +7,16 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 from tokenizers import Tokenizer
 
+from calque.data.corpus import Corpus
 from calque.errors import ConfigError, DataError
 from calque.progress import say
 from calque.vocab.bpe import Pair, count_words, learn, replay
 from calque.vocab.tokens import Tokens, byte_alphabet
-
-if TYPE_CHECKING:
-    from calque.data.corpus import Corpus
 
 Mode = Literal["replace", "extend", "prune_extend"]
 
