@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge
 
+from calque.data.corpus import Corpus
 from calque.progress import bar
 from calque.vocab.map import Fallback, VocabMap, build_map, sparse_rows
 from calque.vocab.overlap import byte_matches
 from calque.vocab.static import Vectors, train_vectors
 from calque.vocab.tokens import Tokens
-
-if TYPE_CHECKING:
-    from calque.data.corpus import Corpus
 
 Match = Literal["bytes", "canonical"]
 WAYS = ("copy", "same symbol", "fuzzy copy", "similar")

@@ -6,13 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import regex
 from annotated_types import Ge
 
-from calque.disk import clear_disk_errors
+from calque.data.corpus import Corpus
+from calque.disk import clear_disk_errors, write_text
 from calque.errors import DataError, MissingExtra, ModelError
+from calque.progress import say
+
+if TYPE_CHECKING:
+    from calque.data.lexicon import Lexicon
+
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’-][\p{L}\p{M}\p{N}]+)*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +90,101 @@ class Vectors:
             stream.write(f"{len(self.words)} {self.dimension}\n")
             for word, row in zip(self.words, self.matrix, strict=True):
                 stream.write(f"{word} {' '.join(f'{value:.6g}' for value in row)}\n")
+
+
+@dataclass(frozen=True, eq=False)
+class WordSpaces:
+    """Word vectors of two languages, and word pairs between them.
+
+    Attributes:
+        source: Vectors of the source language.
+        target: Vectors of the target language.
+        pairs: (source word, target word).
+    """
+
+    source: Vectors
+    target: Vectors
+    pairs: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> WordSpaces:
+        """Read source.vec, target.vec (or .bin) and dictionary.tsv from a folder.
+
+        Raises:
+            DataError: One of them is missing.
+        """
+        folder = Path(folder)
+        sides = []
+        for side in ("source", "target"):
+            files = [folder / f"{side}{ending}" for ending in (".vec", ".bin", ".txt")]
+            sides.append(Vectors.open(next((file for file in files if file.is_file()), files[0])))
+        return cls(sides[0], sides[1], read_dictionary(folder / "dictionary.tsv"))
+
+    def save(self, folder: Path) -> None:
+        """Write what `open` reads; n-gram vectors are lost."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.source.save(folder / "source.vec")
+        self.target.save(folder / "target.vec")
+        write_text(folder / "dictionary.tsv", "".join(f"{one}\t{two}\n" for one, two in self.pairs))
+
+
+def word_spaces(
+    source_text: Corpus,
+    target_text: Corpus,
+    lexicon: Lexicon,
+    *,
+    dimension: Annotated[int, Ge(1)] = 100,
+    epochs: Annotated[int, Ge(1)] = 20,
+    min_count: Annotated[int, Ge(1)] = 2,
+    seed: Annotated[int, Ge(0)] = 0,
+) -> WordSpaces:
+    """Train word vectors on a text of each language, paired by an induced dictionary.
+
+    Args:
+        source_text: Text in the source language.
+        target_text: Text in the target language.
+        lexicon: Word translations from parallel text.
+        dimension: Numbers per vector.
+        epochs: Passes over each text.
+        min_count: Words that occur less often get no vector of their own.
+        seed: Of the training.
+
+    Raises:
+        MissingExtra: gensim is not installed.
+    """
+    sides = [
+        train_vectors(
+            (_WORD.findall(line) for line in text.texts()),
+            dimension=dimension,
+            epochs=epochs,
+            min_count=min_count,
+            seed=seed,
+        )
+        for text in (source_text, target_text)
+    ]
+    return WordSpaces(sides[0], sides[1], tuple(lexicon.dictionary()))
+
+
+def read_dictionary(path: Path) -> tuple[tuple[str, str], ...]:
+    """Word pairs, one per line, parted by a tab or else by a blank; other lines are skipped and counted.
+
+    Raises:
+        DataError: A missing file, or one without any pair.
+    """
+    if not path.is_file():
+        raise DataError(f"no dictionary at {path}")
+    pairs, skipped = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        parts = line.strip().split("\t") if "\t" in line else line.split()
+        if len(parts) >= 2 and parts[0] and parts[1] and ("\t" in line or len(parts) == 2):
+            pairs.append((parts[0].strip(), parts[1].strip()))
+        elif line.strip():
+            skipped += 1
+    if skipped:
+        say(f"{path.name}: {skipped:,} lines are no word pair and were skipped")
+    if not pairs:
+        raise DataError(f"{path}: no word pairs; expected 'source<TAB>target' on each line")
+    return tuple(pairs)
 
 
 def train_vectors(

@@ -62,7 +62,7 @@ class Tokens:
 
     @classmethod
     def open(cls, ref: str | Path) -> Tokens:
-        """Open a tokenizer.json, a folder that holds one, an asset name or a hub id.
+        """Open a tokenizer.json, a folder that holds one, or whatever names a model.
 
         Raises:
             ModelError: There is no fast tokenizer at `ref`.
@@ -257,12 +257,12 @@ class Tokens:
 
 
 def _resolve(ref: str | Path) -> Path:
-    path = Path(ref)
-    if path.exists():
+    path = Path(ref).expanduser()
+    if path.suffix == ".json" or (path.is_dir() and not (path / "adapter_config.json").is_file()):
         return path
-    from calque import assets
+    from calque.model.checkpoint import Checkpoint
 
-    return assets.get(str(ref)) if str(ref) in {asset.name for asset in assets.list_assets()} else path
+    return Checkpoint.open(ref).folder
 
 
 def _letters_meet(text: str, place: int) -> bool:
