@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from calque.errors import ModelError
 from calque.model.checkpoint import Checkpoint
 from calque.model.files import GENERATION, TOKENIZER, companions
 from calque.model.tensors import TensorInfo, read_header
+from calque.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +29,8 @@ def read_base(adapter: Path) -> str:
     """What the adapter's own configuration names as its base.
 
     Raises:
-        ModelError: the adapter names no base, or its weights are missing or pickled.
+        ModelError: the adapter names no base, its weights are missing or pickled, or they need more than
+            the base to be folded.
     """
     if not (adapter / WEIGHTS).is_file():
         pickled = (adapter / "adapter_model.bin").is_file()
@@ -35,7 +38,14 @@ def read_base(adapter: Path) -> str:
             f"{adapter}: {'only pickled adapter weights, which are refused' if pickled else 'no weights'}; "
             f"needed is {WEIGHTS}: load it where you trust it and save it again with a current peft"
         )
-    base = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    settings = read_json(adapter / CONFIG)
+    start = settings.get("init_lora_weights", True)
+    if (start.split("_niter_")[0] if isinstance(start, str) else start) not in _PLAIN_STARTS:
+        raise ModelError(
+            f"{adapter}: its matrices start from '{start}', which changes the base by data that is not in "
+            "the folder; save it converted to a plain LoRA (peft: path_initial_model_for_weight_conversion)"
+        )
+    base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(
             f"{adapter / CONFIG}: no base_model_name_or_path; write the base's folder or id there"
@@ -59,6 +69,8 @@ def fold(adapter: Path, base: Path, folder: Path) -> None:
     _fit_vocabulary(model, tensors)
     _check_fit(adapter, checkpoint, model, tensors)
     merged: Any = _merge(adapter, model)
+    if checkpoint.tied:
+        _settle_tie(adapter, merged)
     merged.to(dtype)
     with clear_disk_errors(folder):
         merged.save_pretrained(folder)
@@ -73,19 +85,31 @@ def _merge(adapter: Path, model: PreTrainedModel) -> PreTrainedModel:
     config.auto_mapping = None  # names a module to import
     if hasattr(config, "megatron_config"):
         config.megatron_config = None  # likewise
-    start = getattr(config, "init_lora_weights", True)
-    if (start.split("_niter_")[0] if isinstance(start, str) else start) not in _PLAIN_STARTS:
-        raise ModelError(
-            f"{adapter}: its matrices start from '{start}', which changes the base by data that is not in "
-            "the folder; save it converted to a plain LoRA (peft: path_initial_model_for_weight_conversion)"
-        )
-    try:
-        wrapped: Any = PeftModel.from_pretrained(model, str(adapter), config=config)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{adapter}: peft can not put it on this base: {error}") from None
-    if not hasattr(wrapped.base_model, "merge_and_unload"):
-        raise ModelError(f"{adapter}: a {config.peft_type.value} adapter can not be folded into weights")
-    return wrapped.merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied", UserWarning)
+        try:
+            wrapped: Any = PeftModel.from_pretrained(model, str(adapter), config=config)
+            if not hasattr(wrapped, "merge_and_unload"):
+                kind = config.peft_type.value
+                raise ModelError(f"{adapter}: a {kind} adapter can not be folded into weights")
+            return wrapped.merge_and_unload(safe_merge=True)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(f"{adapter}: peft can not fold it into this base: {error}") from None
+
+
+def _settle_tie(adapter: Path, model: Any) -> None:
+    """An adapter may have trained the input embedding of a tied model away from its output matrix."""
+    entry, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None:
+        return
+    if torch.equal(entry.weight, head.weight):
+        head.weight = entry.weight
+        model.config.tie_word_embeddings = True
+    else:
+        say(f"{adapter}: its embedding and output matrix differ; the folded model is no longer tied")
+        model.config.tie_word_embeddings = False
 
 
 def _fit_vocabulary(model: PreTrainedModel, tensors: dict[str, TensorInfo]) -> None:
