@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -74,6 +75,8 @@ def read_json(path: Path) -> Any:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a hidden neighbour of `path` to fill; it becomes `path` by one rename when the block ends well.
 
+    What a killed process left behind of an earlier attempt is removed first.
+
     Raises:
         ConfigError: `path` exists already. Nothing that exists is ever overwritten.
     """
@@ -81,12 +84,31 @@ def new_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with clear_disk_errors(path):
+        _remove_abandoned(path)
         try:
             part.mkdir()
             yield part
             os.rename(part, path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove hidden neighbours of `path` whose process is no longer there."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        owner = left.suffixes[-2].removeprefix(".") if len(left.suffixes) > 1 else ""
+        if left.is_dir() and owner.isdigit() and not _is_running(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def refuse_existing(path: Path) -> None:

@@ -132,7 +132,10 @@ class Rewrite:
             self._write_company(part)
             _check_copies(self.rows, written)
             computed = {row.name for row in self.rows if row.function is not None}
-            check_product(Checkpoint.at(part), self.base, computed, text)
+            try:
+                check_product(Checkpoint.at(part), self.base, computed, text)
+            except ModelError as error:  # the user knows the folder by its final name only
+                raise ModelError(str(error).replace(str(part), str(folder))) from error
         return Checkpoint.at(folder)
 
     def _refuse_inputs(self, folder: Path) -> None:

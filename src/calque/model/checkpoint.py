@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -200,7 +201,8 @@ class Checkpoint:
         if build is transformers.AutoModelForCausalLM:
             settings["trust_remote_code"] = False
         try:
-            loaded: Any = build.from_pretrained(self.folder, output_loading_info=True, **settings)
+            with _quiet_loading():
+                loaded: Any = build.from_pretrained(self.folder, output_loading_info=True, **settings)
         except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
             raise ModelError(f"{self.folder}: transformers can not build this model: {error}") from error
         model, found = loaded
@@ -217,6 +219,22 @@ class Checkpoint:
         from calque.model.check import check_checkpoint
 
         check_checkpoint(self)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """What transformers would print about missing tensors is said as an error, and only once."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
