@@ -30,6 +30,8 @@ UNSPACED = frozenset(
         "Tibt",
     )
 )
+PASSAGE_BYTES = 1_000
+_FEW = 8  # documents that an interval needs at least, where there are so many
 _CLUSTER = regex.compile(r"\X")
 
 
@@ -49,8 +51,10 @@ class Document:
 def documents(corpus: Corpus, language: str, max_bytes: int | None = None) -> list[Document]:
     """Documents of one side of a corpus; with `max_bytes`, the beginnings of them, as even as they allow.
 
-    A budget is shared out over all documents (short ones whole, long ones cut to one length at a blank)
-    instead of spent on the first few: an interval rests on how many documents there are.
+    A budget is shared out over the documents (short ones whole, long ones cut to one length at a blank)
+    instead of spent on the first few: an interval rests on how many documents there are. Of very many
+    documents only so many are taken, evenly spread, that each has `PASSAGE_BYTES` on average: the first
+    bytes of a document are the dearest, and a budget spent on beginnings alone would say little.
 
     Raises:
         DataError: No text in this language.
@@ -63,8 +67,11 @@ def documents(corpus: Corpus, language: str, max_bytes: int | None = None) -> li
     whole = [document for document in whole if document.text.strip()]
     if not whole:
         raise DataError(f"no text in {language} to score; the corpus has {', '.join(corpus.languages)}")
-    if max_bytes is None:
+    total = sum(document.nbytes for document in whole)
+    if max_bytes is None or total <= max_bytes:
         return whole
+    usual = min(PASSAGE_BYTES, max(1, total // len(whole)))
+    whole = pick(whole, max(_FEW, max_bytes // usual))
     length = _fair_length([document.nbytes for document in whole], max_bytes)
     return [Document(document.item, _beginning(document.text, length)) for document in whole]
 
