@@ -89,14 +89,22 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def tokenizer(lines=ENGLISH, size: int = 290) -> hf.PreTrainedTokenizerFast:
-    """Byte-level BPE with pad, bos and eos as ids 0, 1, 2."""
+def tokenizer(lines=ENGLISH, size: int = 290, *, like: str = "") -> hf.PreTrainedTokenizerFast:
+    """Byte-level BPE with pad, bos and eos as ids 0, 1, 2.
+
+    For qwen2, whose tokenizer class transformers decides itself, it cuts text as that class does.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = SPECIAL
+    if like == "qwen2":
+        qwen = hf.Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer
+        backend.normalizer, backend.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
+        special = (*SPECIAL, "<|endoftext|>")
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=list(SPECIAL),
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -118,7 +126,7 @@ def model(
         for parameter in made.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.02)
     made.to(dtype).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tokenizer(like=architecture).save_pretrained(folder)
     return folder
 
 

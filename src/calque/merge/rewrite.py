@@ -11,7 +11,7 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from calque.disk import new_folder, write_json, write_text
 from calque.errors import ConfigError, DataError, ModelError
-from calque.model.check import check_product, generation_settings
+from calque.model.check import check_product, check_same_tokenizer, generation_settings
 from calque.model.checkpoint import Checkpoint
 from calque.model.files import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, companions
 from calque.model.tensors import DTYPES, TensorInfo, as_bytes, lay_out, same_bytes
@@ -133,10 +133,15 @@ class Rewrite:
             _check_copies(self.rows, written)
             computed = {row.name for row in self.rows if row.function is not None}
             try:
-                check_product(Checkpoint.at(part), self.base, computed, text)
+                self._check(Checkpoint.at(part), computed, text)
             except ModelError as error:  # the user knows the folder by its final name only
                 raise ModelError(str(error).replace(str(part), str(folder))) from error
         return Checkpoint.at(folder)
+
+    def _check(self, product: Checkpoint, computed: Collection[str], text: Sequence[str]) -> None:
+        if self.tokenizer is not None:
+            check_same_tokenizer(product, self.tokenizer["tokenizer.json"], text)
+        check_product(product, self.base, computed, text)
 
     def _refuse_inputs(self, folder: Path) -> None:
         inputs = {source.checkpoint.folder.resolve() for row in self.rows for source in row.inputs}

@@ -27,16 +27,8 @@ from calque.vocab.map import Side, VocabMap
 from calque.vocab.tokens import Tokens
 
 _ID_LISTS = frozenset({"bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids"})
-_CARRIED = (
-    "additional_special_tokens",
-    "clean_up_tokenization_spaces",
-    "extra_special_tokens",
-    "model_input_names",
-    "model_max_length",
-    "padding_side",
-    "spaces_between_special_tokens",
-    "truncation_side",
-)
+_CARRIED = ("model_input_names", "model_max_length", "padding_side", "truncation_side")
+_SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def transplant(base: Checkpoint, map: VocabMap, tokenizer: Tokens) -> Rewrite:
@@ -46,8 +38,9 @@ def transplant(base: Checkpoint, map: VocabMap, tokenizer: Tokens) -> Rewrite:
     output side for an untied output matrix; sums are taken in float32 and rounded once to the base's dtype.
     Rows of E beyond the old tokenizer's vocabulary are padding and reach nothing. A tied matrix stays tied.
 
-    Special ids in config.json and generation_config.json follow their token by its string, else by its role;
-    chat template, length limit and other settings of the old tokenizer stay unless the new one has its own.
+    Special ids in config.json and generation_config.json follow their token by its string, else by its role.
+    The old tokenizer's length limit, padding side and input names stay, and its chat template unless the new
+    one has its own.
 
     Args:
         base: the model; its tokenizer is the source vocabulary of `map`.
@@ -201,14 +194,16 @@ def _tokenizer_files(base: Checkpoint, tokenizer: Tokens) -> dict[str, str]:
     settings = json.loads(files["tokenizer_config.json"])
     file = base.folder / "tokenizer_config.json"
     previous = read_json(file) if file.is_file() else {}
-    kept = {key: previous[key] for key in _CARRIED if key in previous and key not in settings}
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        if key in kept:
-            kept[key] = _known_only(kept[key], tokenizer)
+    kept = {key: previous[key] for key in _CARRIED if key in previous}
+    for key in _SPECIAL_LISTS:
+        if key in previous and key not in settings:
+            kept[key] = _known_only(previous[key], tokenizer)
     if "chat_template" in previous and "chat_template.jinja" not in files:
         kept["chat_template"] = previous["chat_template"]
-    # The general class reads everything from tokenizer.json, under transformers 4 and 5 alike.
-    settings |= {**kept, "tokenizer_class": "PreTrainedTokenizerFast"}
+    # The general class reads everything from tokenizer.json, under transformers 4 and 5 alike; cleaning up
+    # would take blanks out of the text.
+    general = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    settings |= {**kept, **general}
     files["tokenizer_config.json"] = json.dumps(settings, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     _warn_about_template(base, files, settings, tokenizer)
     return files

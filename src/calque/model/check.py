@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tokenizers import Tokenizer
 
 from calque.disk import read_json
 from calque.errors import ModelError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _ROLES = ("bos", "eos", "pad")
 _IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"})
 _FORWARD_TOKENS = 64
+_SAMPLE = "It's 1,234.5 kg; Ng'ombe zi-4...\n\n  café  ሰላም 你好!"
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> None:
@@ -200,6 +202,27 @@ def _check_round_trip(product: Checkpoint, tokenizer: PreTrainedTokenizerFast, l
         raise ModelError(
             f"{product.folder}: the tokenizer does not give text back: {line[place : place + 30]!r} comes "
             f"out as {back[place : place + 30]!r}"
+        )
+
+
+def check_same_tokenizer(product: Checkpoint, spec: str, text: Sequence[str]) -> None:
+    """What transformers opens must be the tokenizer that was written, not one it builds for the architecture.
+
+    Args:
+        product: the new checkpoint.
+        spec: the tokenizer.json that was meant.
+        text: what both must cut alike; their vocabularies are compared as well.
+    """
+    meant, opened = Tokenizer.from_str(spec), product.tokenizer()
+    same = opened.get_vocab() == meant.get_vocab(with_added_tokens=True) and all(
+        opened.encode(line, add_special_tokens=False) == meant.encode(line, add_special_tokens=False).ids
+        for line in (*text, _SAMPLE)
+    )
+    if not same:
+        raise ModelError(
+            f"{product.folder}: for model type '{product.config.get('model_type')}' transformers opens every "
+            f"tokenizer as {type(opened).__name__}, which cuts text differently from the new one; give the "
+            "new tokenizer the old one's normalizer, pre-tokenizer and special tokens"
         )
 
 
