@@ -6,19 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import regex
 from annotated_types import Ge
 
 from calque.data.corpus import Corpus
+from calque.data.lexicon import Lexicon
 from calque.disk import clear_disk_errors, write_text
 from calque.errors import DataError, MissingExtra, ModelError
 from calque.progress import say
-
-if TYPE_CHECKING:
-    from calque.data.lexicon import Lexicon
 
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’-][\p{L}\p{M}\p{N}]+)*")
 

@@ -6,21 +6,19 @@ Paper: Remy et al. 2024, arXiv:2408.04303.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge
 from scipy.sparse import csr_matrix
 
+from calque.data.lexicon import Lexicon
 from calque.progress import say
 from calque.vocab.map import VocabMap, build_map, sparse_rows, stand_in
 from calque.vocab.overlap import byte_matches
 from calque.vocab.subword import piece_rows
 from calque.vocab.tokens import Tokens
 from calque.vocab.translation import Unit, plus_one, row_stochastic, smooth, word_counts
-
-if TYPE_CHECKING:
-    from calque.data.lexicon import Lexicon
 
 WAYS = ("copy", "aligned", "relatives", "pieces", "unknown")
 
@@ -52,6 +50,7 @@ def transtoken(
             in lower case, with a capital. 0: only the form found, with a leading blank.
         relatives: Tokens without counts get those of longer and shorter tokens that share their bytes.
         unmapped: What tokens still without counts get: the mean of their old pieces, or the row of unk.
+            Single bytes that the old vocabulary can not write get the mean of all rows.
         truncate: Integer counts of at least 1 per cell, as the authors' code has them.
 
     Returns:
@@ -74,14 +73,13 @@ def transtoken(
         how[made] = 2
     weights = row_stochastic(counts)
     missing = np.flatnonzero((np.diff(weights.indptr) == 0) & [s is not None for s in target.surface])
-    rows = piece_rows(source, target, missing) if unmapped == "subword" else {}
-    how[list(rows)] = 3
-    unknown = stand_in(source)
-    lost = [] if unknown < 0 else [int(token) for token in missing if int(token) not in rows]
-    rows |= {token: {unknown: 1.0} for token in lost}
-    how[lost] = 4
+    if unmapped == "subword":
+        rows, way = piece_rows(source, target, missing), 3
+    else:
+        rows, way = _unknown_rows(source, missing), 4
+    how[list(rows)] = way
     if len(missing):
-        say(f"{len(missing):,} of {shape[0]:,} tokens without translations: {unmapped} ({len(lost):,}: unk)")
+        say(f"{len(missing):,} of {shape[0]:,} tokens without translations: {WAYS[way]}")
     weights = csr_matrix(weights + sparse_rows(rows, shape))
     return build_map(source, target, weights, how, WAYS, fallback="mean", notes={"pairs": len(evidence)})
 
@@ -123,6 +121,11 @@ class _Pieces:
         if string not in self.known:
             self.known[string] = tuple(self.tokens.encode_surface(string.encode()))
         return self.known[string]
+
+
+def _unknown_rows(source: Tokens, tokens: np.ndarray) -> dict[int, dict[int, float]]:
+    unknown = stand_in(source)
+    return {int(token): {unknown: 1.0} for token in tokens} if unknown >= 0 else {}
 
 
 def _keep_rows(counts: csr_matrix, matches: np.ndarray) -> tuple[csr_matrix, np.ndarray]:
