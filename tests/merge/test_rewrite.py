@@ -226,7 +226,7 @@ def test_a_full_or_read_only_disk_leaves_nothing(base, tmp_path, monkeypatch, ca
 def test_too_little_room_is_seen_before_writing(base, tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(rewrite.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DataError, match="0 MB are free; nothing was written"):
+    with pytest.raises(DataError, match=r"0.0 MB are free; nothing was written"):
         Rewrite(base, copies(base)).write(tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == []
 

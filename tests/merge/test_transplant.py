@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from scipy.sparse import csr_matrix, random_array
+from scipy.sparse import csr_matrix, identity, random_array
 from transformers import AutoTokenizer
 
 from calque.errors import ModelError
@@ -34,7 +34,7 @@ def some_map(old, new, *, density=0.02, seed=0, fallback="mean"):
 
 
 def identity_map(tokens):
-    eye = csr_matrix(np.eye(len(tokens)))
+    eye = identity(len(tokens), format="csr")
     return build_map(tokens, tokens, eye, np.zeros(len(tokens), np.uint8), ("same",), fallback="mean")
 
 
@@ -216,3 +216,18 @@ def test_a_template_whose_tokens_are_gone_is_said(tmp_path, capsys):
     base, new = Checkpoint.open(folder), new_tokens()
     transplant(base, some_map(Tokens.of(base.tokenizer()), new), new)
     assert "writes <|end|>, which the new vocabulary takes apart" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.asset("smollm2-135m")
+def test_a_real_model_keeps_its_logits_under_its_own_vocabulary(tmp_path):
+    base = Checkpoint.open("smollm2-135m")
+    tokens = Tokens.of(base.tokenizer())
+    out = transplant(base, identity_map(tokens), tokens).write(tmp_path / "out", text=TEXT)
+    for name, info in base.tensors.items():
+        assert same_bytes(info, out.info(name)), name
+    prompt = "<|im_start|>user\nThe house stands on<|im_end|>\n"
+    ids = torch.tensor([tokens.encode(prompt)])
+    assert out.tokenizer().encode(prompt, add_special_tokens=False) == ids[0].tolist()
+    assert out.tokenizer().chat_template == base.tokenizer().chat_template
+    assert torch.equal(out.model().eval()(ids).logits, base.model().eval()(ids).logits)

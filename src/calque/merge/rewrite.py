@@ -193,7 +193,7 @@ def _refuse_full_disk(folder: Path, nbytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < nbytes:
         raise DataError(
-            f"{folder}: needs {nbytes / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; nothing was written"
+            f"{folder}: needs {nbytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; nothing was written"
         )
 
 

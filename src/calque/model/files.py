@@ -29,7 +29,7 @@ TOKENIZER = frozenset(
         "vocab.txt",
     }
 )
-_OURS = frozenset({INDEX, CONFIG, GENERATION, "manifest.json", "log.jsonl", "rewrite.json"})
+_OURS = frozenset({INDEX, CONFIG, GENERATION, "asset.json", "manifest.json", "log.jsonl", "rewrite.json"})
 
 
 def companions(folder: Path) -> Iterator[Path]:
