@@ -75,8 +75,10 @@ class Lexicon:
         lines = []
         for one, two, count, p in zip(self.source, self.target, self.count, self.probability, strict=True):
             if any(mark in one + two for mark in "\t\n\r"):
-                raise DataError(f"the words {one!r} and {two!r} hold a tab or line break, which a TSV can not")
-            lines.append(f"{one}\t{two}\t{math.log(p):.6g}\t{count:.6g}\n")
+                raise DataError(
+                    f"the words {one!r} and {two!r} hold a tab or line break, which a TSV can not"
+                )
+            lines.append(f"{one}\t{two}\t{math.log(p):.9g}\t{count:.9g}\n")
         write_text(folder / TABLE, "".join(lines))
         write_json(folder / NOTES, dict(self.notes))
 
