@@ -78,8 +78,8 @@ def transtoken(
     else:
         rows, way = _unknown_rows(source, missing), 4
     how[list(rows)] = way
-    if len(missing):
-        say(f"{len(missing):,} of {shape[0]:,} tokens without translations: {WAYS[way]}")
+    if rows:
+        say(f"{len(rows):,} of {shape[0]:,} tokens without translations: {WAYS[way]}")
     weights = csr_matrix(weights + sparse_rows(rows, shape))
     return build_map(source, target, weights, how, WAYS, fallback="mean", notes={"pairs": len(evidence)})
 
