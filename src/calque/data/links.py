@@ -69,7 +69,7 @@ class Links:
 
 
 def agreement(one: Links, other: Links) -> float:
-    """F1 of the links of two alignments of the same pairs: 2 |A and B| / (|A| + |B|); 1 when both are empty."""
+    """F1 of the links of two alignments of the same pairs: 2 |A and B| / (|A| + |B|); 1 for no links."""
     total = len(one.source) + len(other.source)
     return 2 * len(np.intersect1d(one.keys(), other.keys(), assume_unique=True)) / total if total else 1.0
 
@@ -96,11 +96,7 @@ def symmetrize(forward: Links, reverse: Links, how: Symmetrize = "grow-diag-fina
     for start in range(0, len(forward), _BLOCK):
         block = slice(start, start + _BLOCK)
         parts.append(_join(_part(forward, block), _part(reverse, block), how))
-    if not parts:
-        return forward
-    counts = np.concatenate([np.diff(part.offsets) for part in parts])
-    source = np.concatenate([part.source for part in parts])
-    return Links(_offsets(counts), source, np.concatenate([part.target for part in parts]))
+    return _concatenated(parts)
 
 
 def best_links(best: np.ndarray, lengths: np.ndarray, *, of_target: bool) -> Links:
@@ -111,13 +107,34 @@ def best_links(best: np.ndarray, lengths: np.ndarray, *, of_target: bool) -> Lin
         lengths: int64 (pairs,), words of each sentence of that side.
         of_target: whether that side is the target side.
     """
+    offsets = _offsets(lengths)
+    parts = [
+        _best_part(
+            best[offsets[start] : offsets[min(start + _BLOCK, len(lengths))]],
+            lengths[start : start + _BLOCK],
+            of_target=of_target,
+        )
+        for start in range(0, len(lengths), _BLOCK)
+    ]
+    return _concatenated(parts)
+
+
+def _best_part(best: np.ndarray, lengths: np.ndarray, *, of_target: bool) -> Links:
     place = np.arange(len(best)) - np.repeat(_offsets(lengths)[:-1], lengths)
     taken = best >= 0
     pair = np.repeat(np.arange(len(lengths)), lengths)[taken]
-    links = Links(
-        _offsets(np.bincount(pair, minlength=len(lengths))), place[taken].astype(np.int16), best[taken]
-    )
+    offsets = _offsets(np.bincount(pair, minlength=len(lengths)))
+    links = Links(offsets, place[taken].astype(np.int16), best[taken])
     return links.transpose() if of_target else links
+
+
+def _concatenated(parts: Sequence[Links]) -> Links:
+    """Links of one run of pairs after the other."""
+    if not parts:
+        return Links.of([])
+    counts = np.concatenate([np.diff(part.offsets) for part in parts])
+    source = np.concatenate([part.source for part in parts])
+    return Links(_offsets(counts), source, np.concatenate([part.target for part in parts]))
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
