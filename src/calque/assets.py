@@ -183,7 +183,7 @@ def parse_ref(ref: str) -> tuple[tuple[str, str], ...] | None:
     sides: list[tuple[str, str]] = []
     for piece in ref.split("|"):
         name, _, language = piece.partition(":")
-        if name not in rows and not language and sides:
+        if name not in rows and not language and sides and len(rows[sides[-1][0]].languages) > 1:
             name, language = sides[-1][0], name
         asset = find(name)
         if asset.kind != "text":
@@ -201,8 +201,11 @@ def pinned(ref: str) -> str | None:
 
 
 def keep(source: Path, folder: Path) -> None:
-    """The converter that converts nothing: the files as they are."""
-    shutil.copytree(source, folder, dirs_exist_ok=True)
+    """The converter that converts nothing: the file or files as they are."""
+    if source.is_file():
+        shutil.copyfile(source, folder / source.name)
+    else:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def _language(asset: Asset, language: str) -> str:

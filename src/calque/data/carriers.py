@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -27,6 +28,8 @@ BOOKS = (
     "REV",
 )
 # fmt: on
+_HEADING = re.compile(r"( BOOK [IVX]+)? Psalm \d+\b.*$")
+_NO_BLANK = re.compile(r"([,;:.!?])(?=[^\W\d_])")
 # A placeholder translation, and second regional variants of languages that are there already.
 _KOLIBRI_LEFT_OUT = frozenset({"ach_UG", "es_419", "pt_MZ"})
 
@@ -97,8 +100,14 @@ def bible_listing(source: Path, folder: Path) -> None:
 
 
 def _verse(book: str, chapter: int, verse: int, text: str, code: str) -> list[Example]:
-    """One verse, none when it is empty. A backtick stands for an apostrophe in some of these texts."""
-    clean = " ".join(text.replace("`", "'").split())
+    """One verse, none when it is empty, mended where the carriers' texts are alike in their faults.
+
+    A backtick stands for an apostrophe; brackets stand around words that the translators supplied; the
+    heading of the next psalm hangs on the last verse of the one before; where a line of poetry ended the
+    blank is missing ("wanga,alibe").
+    """
+    clean = " ".join(_HEADING.sub("", text).replace("`", "'").replace(" -[", "-").split())
+    clean = _NO_BLANK.sub(r"\1 ", clean.replace("[", "").replace("]", ""))
     return [Example(f"{book}.{chapter}.{verse}", {code: clean}, group=book)] if clean else []
 
 

@@ -254,15 +254,15 @@ def _sides(place: str, row: Mapping[str, Any], languages: Sequence[str]) -> dict
             code = languages[_SIDES[key]]
         else:
             code = next((code for code in languages if _same(str(name), code)), "")
-        if code and value is not None:
+        if code:
+            value = "" if value is None else value
             if not isinstance(value, str):
                 raise DataError(
                     f"{place}: {name!r} holds {type(value).__name__} {value!r:.40}, should be text"
                 )
             found[code] = value
-    missing = [code for code in languages if code not in found and not any(_same(str(n), code) for n in row)]
-    if missing:
-        wanted = ", ".join(missing)
+    if len(found) < len(languages):
+        wanted = ", ".join(code for code in languages if code not in found)
         raise DataError(
             f"{place}: no text for {wanted} among {', '.join(map(str, row)) or 'nothing'}; name it text, or "
             "source and target, or by its language code"

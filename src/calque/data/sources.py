@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,7 @@ def _asset(ref: str, sides: tuple[tuple[str, str], ...], asked: tuple[str, ...])
                 joined = dict(example.sides)
                 for other in others:
                     joined |= other[example.id]
-                yield replace(example, sides=joined)
+                yield Example(example.id, joined, example.group)
 
     pins = {name: assets.find(name).sha256 for name, _ in sides}
     return _Source(ref, read, languages, files, pinned=True, notes={"sha256": pins})
@@ -236,8 +236,8 @@ def _scan(source: _Source, *, nfc: bool, dedupe: bool) -> Corpus:
             keep.append(fate == "kept")
             if fate == "kept":
                 seen.add(digest)
-                for code, text in zip(source.languages, texts, strict=True):
-                    samples[code].add(text)
+                for code in () if source.pinned else source.languages:
+                    samples[code].add(example.sides[code])
             shown.update(sum(len(text.encode()) + 1 for text in texts) if total else 1)
     found = {key: count[key] for key in ("kept", "empty", "one_sided", "duplicates", "nfc_changed")}
     notes = {"sources": [str(file) for file in source.files] or [source.name], "read": len(keep), **found}

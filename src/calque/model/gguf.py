@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from calque.disk import clear_disk_errors
 from calque.errors import ModelError
@@ -43,11 +44,17 @@ def convert_gguf(file: Path, folder: Path) -> None:
     pre = _pre_tokenizer(file)
     say(f"convert {file.name} to a plain folder, once (about a minute)")
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(**source)
+        # Not AutoTokenizer: it reads the whole file once more, to find this class.
+        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(**source)
         model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, LookupError, RuntimeError, struct.error) as error:
         raise ModelError(f"{file}: transformers can not read this GGUF file ({error})") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     if pre in _SPLITS_DIGITS:
         _split_digits(tokenizer)
     tokenizer.model_max_length = model.config.max_position_embeddings
@@ -79,7 +86,7 @@ def _split_digits(tokenizer: Any) -> None:
     )
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save, and let nothing in the folder remember the file it came from."""
     for key in ("gguf_file", "name_or_path", "is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(key, None)
@@ -107,15 +114,18 @@ def _pre_tokenizer(file: Path) -> str:
 
 
 def _find_pre(data: mmap.mmap) -> str:
+    """Walk over all fields, which also finds out whether the header is whole."""
     (count,) = struct.unpack_from("<Q", data, 16)
-    at = 24
+    at, found = 24, ""
     for _ in range(count):
         key, at = _string(data, at)
         (kind,) = struct.unpack_from("<I", data, at)
         if key == b"tokenizer.ggml.pre":
-            return _string(data, at + 4)[0].decode()
+            found = _string(data, at + 4)[0].decode()
         at = _after(data, at + 4, kind)
-    return ""
+    if at > len(data):
+        raise struct.error(f"its last field ends at byte {at}, the file at {len(data)}")
+    return found
 
 
 def _string(data: mmap.mmap, at: int) -> tuple[bytes, int]:
