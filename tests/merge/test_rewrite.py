@@ -29,6 +29,8 @@ def base(tmp_path_factory):
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (folder / "training_args.bin").write_bytes(b"pickle")
     (folder / "modeling_evil.py").write_text("raise SystemExit")
+    for name in ("trainer_state.json", "asset.json", "manifest.json", "log.jsonl", ".hidden.json"):
+        (folder / name).write_text("{}")
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5" / "config.json").write_text("{}")
     (folder / "1_Pooling").mkdir()

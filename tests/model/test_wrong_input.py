@@ -95,6 +95,10 @@ def only_old_pickles(f):
     (f / WEIGHTS).rename(f / "consolidated.00.pth")
 
 
+def only_gguf(f):
+    (f / WEIGHTS).rename(f / "model-q4.gguf")
+
+
 def odd_name(f):
     (f / WEIGHTS).rename(f / "weights.safetensors")
 
@@ -185,6 +189,7 @@ OPENING = {
     without_weights: "no weights",
     only_pickles: r"pickled \(pytorch_model.bin\).*python -c",
     only_old_pickles: r"pickled \(consolidated.00.pth\)",
+    only_gguf: r"give that .gguf file",
     odd_name: "weights.safetensors is there, but neither",
     empty_file: "not a whole safetensors file",
     cut_in_header: "not a whole safetensors file",

@@ -128,7 +128,7 @@ class Rewrite:
         self._refuse_inputs(folder)
         _refuse_full_disk(folder, self.nbytes)
         with new_folder(folder) as part:
-            written = _write_tensors(self.rows, part, folder.name)
+            written = _write_tensors(self.rows, part, folder.name.strip("."))
             self._write_company(part)
             _check_copies(self.rows, written)
             computed = {row.name for row in self.rows if row.function is not None}

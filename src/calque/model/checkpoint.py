@@ -303,4 +303,6 @@ def _without_weights(folder: Path) -> str:
         return (
             f"{folder}: {shards[0].name} is there, but neither {WEIGHTS} nor {INDEX}; fetch the missing one"
         )
+    if files := sorted(folder.glob("*.gguf")):
+        return f"{folder}: no weights but {files[0].name}; give that .gguf file itself"
     return f"{folder}: no weights; a model folder needs {WEIGHTS} (or shards and {INDEX}) beside config.json"

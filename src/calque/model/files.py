@@ -10,7 +10,8 @@ INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".ot"})
-_OTHER_WEIGHTS = frozenset({".safetensors", ".gguf", ".onnx", ".npz", ".tflite"})
+_CARRIED = frozenset({".json", ".txt", ".md", ".model", ".spm", ".jinja", ".tsv", ".vocab", ""})
+_ELSEWHERE = frozenset({"runs", "logs", "onnx", "openvino", "original"})
 TOKENIZER = frozenset(
     {
         "added_tokens.json",
@@ -29,24 +30,23 @@ TOKENIZER = frozenset(
         "vocab.txt",
     }
 )
-_OURS = frozenset({INDEX, CONFIG, GENERATION, "asset.json", "manifest.json", "log.jsonl", "rewrite.json"})
+_NOT_CARRIED = frozenset(
+    {INDEX, CONFIG, GENERATION, "asset.json", "manifest.json", "rewrite.json", "trainer_state.json"}
+)
 
 
 def companions(folder: Path) -> Iterator[Path]:
     """Files that belong to a model besides weights and configuration, as paths relative to `folder`.
 
     Tokenizer, chat templates, licence, card, pooling settings. Left out: weights in any format, code (a
-    checkpoint that is only read with library code needs none), hidden files and training leftovers.
+    checkpoint that is only read with library code needs none), hidden files and what training leaves.
     """
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder)
-        if not file.is_file() or any(part.startswith((".", "checkpoint-")) for part in path.parts):
-            continue
-        if file.suffix in PICKLES | _OTHER_WEIGHTS | {".py"} or (
-            file.parent == folder and file.name in _OURS
-        ):
-            continue
-        yield path
+        left = any(part.startswith((".", "checkpoint-")) or part in _ELSEWHERE for part in path.parts)
+        own = file.parent == folder and file.name in _NOT_CARRIED
+        if file.is_file() and file.suffix in _CARRIED and not left and not own:
+            yield path
 
 
 def pickled_weights(folder: Path) -> list[str]:
