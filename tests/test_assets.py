@@ -118,6 +118,15 @@ def test_what_is_downloaded_is_kept_when_the_rest_fails(toy, cache, monkeypatch)
     assert assets.get("toy").is_dir()
 
 
+def test_what_a_killed_process_left_is_removed(toy, cache):
+    for half in (cache / "assets" / ".toy.12345.part", cache / "downloads" / "toy" / ".wheel.12345.part"):
+        half.mkdir(parents=True)
+    other = cache / "assets" / ".toy-two.12345.part"
+    other.mkdir()
+    assets.get("toy")
+    assert list(cache.rglob("*.part")) == [other]
+
+
 def test_damaged_wheel_in_the_cache_is_removed(toy, cache):
     store = cache / "downloads" / "toy" / "wheel"
     store.mkdir(parents=True)

@@ -151,6 +151,7 @@ def get(name: str) -> Path:
     with locked(cache_root() / "locks" / f"{name}.lock"):
         if not asset.ready:
             started = time.monotonic()
+            _sweep(asset)
             raw = _raw(asset)
             say(f"asset {name}: checked; making it ready")
             _make(asset, raw)
@@ -240,6 +241,13 @@ def _row(file: Path, name: str, row: Any) -> Asset:
         raise ConfigError(f"{file}: asset {name!r}: missing or unknown {', '.join(wrong) or 'source'}")
     lists = {key: tuple(row[key]) for key in ("languages", "members")}
     return Asset(name=name, **{**row, **lists})
+
+
+def _sweep(asset: Asset) -> None:
+    """Remove what a killed process left half-done; the lock says that nobody is at work on it."""
+    half = [*asset.folder.parent.glob(f".{asset.name}.*.part"), *_raw_folder(asset).glob(".*.part")]
+    for folder in half:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _raw_folder(asset: Asset) -> Path:
