@@ -79,6 +79,12 @@ METHODS: dict[str, Method] = _rows(
         "put a new vocabulary into a checkpoint",
         _TRANS,
     ),
+    (
+        "merge/calibrate",
+        "calque.merge.calibrate:calibrate",
+        "make new tokens as probable as they are frequent",
+        "",
+    ),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),
     (
