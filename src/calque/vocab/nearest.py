@@ -6,8 +6,8 @@ import numpy as np
 
 from calque.progress import bar
 
-_BLOCK_BYTES = 32 << 20
-_GROUP = 16
+_BLOCK_ROWS = 256
+_GROUPS_PER_NEIGHBOUR = 50
 
 
 def nearest(
@@ -25,71 +25,85 @@ def nearest(
         (T, K) places and dot products, best first, of equal ones the lower place first; -1 and -inf where
         there are fewer.
     """
-    keys, members = _distinct(keys_SM, skip_zeros=not zeros)
-    queries, askers = _distinct(queries_TM, skip_zeros=True)
-    width = min(count, sum(map(len, members)))
-    places = np.full((len(queries_TM), max(1, width)), -1, np.int64)
+    keys, key_of = _distinct(keys_SM, skip_zeros=not zeros)
+    queries, query_of = _distinct(queries_TM, skip_zeros=True)
+    width = max(1, min(count, int((key_of >= 0).sum())))
+    places = np.full((len(queries) + 1, width), -1, np.int64)
     values = np.full(places.shape, -np.inf, queries_TM.dtype)
-    if not width or not len(queries):
-        return places, values
-    table = keys_SM[keys]
-    rows = max(1, _BLOCK_BYTES // (table.itemsize * len(table)))
-    with bar("nearest tokens", len(queries), "token") as shown:
-        for start in range(0, len(queries), rows):
-            block = queries_TM[queries[start : start + rows]]
-            best, scores = _top(block @ table.T, min(count, len(table)))
-            for row, (found, score) in enumerate(zip(best, scores, strict=True), start):
-                place, value = _expand(found, score, members, width)
-                places[askers[row], : len(place)] = place
-                values[askers[row], : len(place)] = value
-            shown.update(len(block))
-    return places, values
+    if len(keys) and len(queries):
+        table = np.ascontiguousarray(keys_SM[keys].T)
+        scores = np.empty((_BLOCK_ROWS, len(keys)), np.result_type(queries_TM, keys_SM))
+        twins, begins = _places_of_distinct(key_of, len(keys))
+        with bar("nearest tokens", len(queries), "token") as shown:
+            for start in range(0, len(queries), _BLOCK_ROWS):
+                block = queries_TM[queries[start : start + _BLOCK_ROWS]]
+                found = np.matmul(block, table, out=scores[: len(block)])
+                rows, columns = _candidates(found, count)
+                _put(rows + start, columns, found[rows, columns], (twins, begins), places, values)
+                shown.update(len(block))
+    # The last row stands for zero queries, whose place is -1.
+    return places[query_of], values[query_of]
 
 
-def _distinct(rows: np.ndarray, *, skip_zeros: bool) -> tuple[np.ndarray, list[list[int]]]:
-    """First place of each distinct row, and all places of it, lowest first."""
-    found: dict[bytes, list[int]] = {}
-    zero = np.zeros(rows.shape[1], rows.dtype).tobytes()
+def _distinct(rows: np.ndarray, *, skip_zeros: bool) -> tuple[np.ndarray, np.ndarray]:
+    """First place of each distinct row, and per row the number of its distinct row, or -1."""
+    numbers: dict[bytes, int] = {}
+    first: list[int] = []
+    number_of = np.full(len(rows), -1, np.int64)
+    filled = np.any(rows != 0, axis=1)
     for place, row in enumerate(np.ascontiguousarray(rows) + 0.0):
-        found.setdefault(row.tobytes(), []).append(place)
-    if skip_zeros:
-        found.pop(zero, None)
-    return np.array([places[0] for places in found.values()], np.int64), list(found.values())
+        if filled[place] or not skip_zeros:
+            number = numbers.setdefault(row.tobytes(), len(first))
+            if number == len(first):
+                first.append(place)
+            number_of[place] = number
+    return np.array(first, np.int64), number_of
 
 
-def _top(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` largest per row in descending order; at equal scores the lower place is first."""
-    groups = scores.shape[1] // _GROUP
-    if groups <= 4 * count:
-        candidates = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    else:
-        # Only the groups with the largest maxima can hold a member of the result.
-        split = groups * _GROUP
-        peaks = scores[:, :split].reshape(len(scores), groups, _GROUP).max(2)
-        cut = np.partition(peaks, groups - count, axis=1)[:, groups - count]
-        return _top_of_groups(scores, peaks, cut, split, count)
-    order = np.lexsort((candidates, -scores), axis=1)[:, :count]
-    return order, np.take_along_axis(scores, order, 1)
+def _places_of_distinct(number_of: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """All places sorted by distinct number, and where each number begins among them."""
+    order = np.argsort(number_of, kind="stable")
+    return order, np.searchsorted(number_of[order], np.arange(count + 1))
 
 
-def _top_of_groups(
-    scores: np.ndarray, peaks: np.ndarray, cut: np.ndarray, split: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    best = np.empty((len(scores), count), np.int64)
-    tail = np.arange(split, scores.shape[1])
-    inside = np.arange(_GROUP)
-    for row, level in enumerate(cut):
-        chosen = np.flatnonzero(peaks[row] >= level)
-        candidates = np.concatenate([(chosen[:, None] * _GROUP + inside).ravel(), tail])
-        values = scores[row, candidates]
-        best[row] = candidates[np.lexsort((candidates, -values))[:count]]
-    return best, np.take_along_axis(scores, best, 1)
+def _candidates(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the `count` largest scores of each row, and a few more.
+
+    The maxima of disjoint groups of columns are scores too, so the `count`-th largest maximum of a row is
+    reached by its `count` largest scores, and only groups whose maximum reaches it need a second look.
+    """
+    columns = scores.shape[1]
+    groups = min(columns, max(_GROUPS_PER_NEIGHBOUR * count, columns // 16))
+    size = columns // groups
+    peaks = scores[:, : size * groups].reshape(len(scores), size, groups).max(1)
+    rank = max(0, groups - count)
+    level = np.partition(peaks, rank, axis=1)[:, rank]
+    row, group = np.divmod(np.flatnonzero(peaks >= level[:, None]), groups)
+    column = group[:, None] + np.arange(size) * groups
+    tail = np.broadcast_to(np.arange(size * groups, columns), (len(scores), columns - size * groups))
+    rows = np.concatenate([np.repeat(row, size), np.repeat(np.arange(len(scores)), tail.shape[1])])
+    places = np.concatenate([column.ravel(), tail.ravel()])
+    reached = scores[rows, places] >= level[rows]
+    return rows[reached], places[reached]
 
 
-def _expand(
-    found: np.ndarray, scores: np.ndarray, members: list[list[int]], count: int
-) -> tuple[list[int], list[float]]:
-    """Distinct keys back to all places that share them."""
-    pairs = [(-score, place) for key, score in zip(found, scores, strict=True) for place in members[key]]
-    pairs.sort()
-    return [place for _, place in pairs[:count]], [-score for score, _ in pairs[:count]]
+def _put(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    scores: np.ndarray,
+    members: tuple[np.ndarray, np.ndarray],
+    places: np.ndarray,
+    values: np.ndarray,
+) -> None:
+    """Spread candidates to all places that share their vector, and keep the best of each row."""
+    twins, begins = members
+    sizes = begins[columns + 1] - begins[columns]
+    rows, scores = np.repeat(rows, sizes), np.repeat(scores, sizes)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    spots = twins[np.repeat(begins[columns], sizes) + within]
+    order = np.lexsort((spots, -scores, rows))
+    rows, spots, scores = rows[order], spots[order], scores[order]
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    best = rank < places.shape[1]
+    places[rows[best], rank[best]] = spots[best]
+    values[rows[best], rank[best]] = scores[best]
