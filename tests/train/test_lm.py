@@ -240,3 +240,13 @@ def test_dtype_and_company_of_the_base_are_kept(base, corpus, tmp_path):
     assert (result.folder / "tokenizer.json").read_bytes() == (half.folder / "tokenizer.json").read_bytes()
     assert result.config["use_cache"] == half.config["use_cache"]
     assert "calque" not in (result.folder / "config.json").read_text()
+
+
+def test_a_step_moves_only_the_rows_of_tokens_in_it():
+    from calque.train.optim import keep_seen_rows
+
+    matrix, bias = torch.nn.Parameter(torch.ones(5, 3)), torch.nn.Parameter(torch.ones(5))
+    (matrix.sum() + bias.sum()).backward()
+    keep_seen_rows([matrix, bias, torch.nn.Parameter(torch.ones(2, 2))], torch.tensor([1, 4]))
+    assert matrix.grad.sum(1).tolist() == [0, 3, 0, 0, 3]
+    assert bias.grad.tolist() == [1] * 5

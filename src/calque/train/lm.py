@@ -54,6 +54,7 @@ def lm(
     weight_decay: Annotated[float, Ge(0)] = 0.0,
     clip: Annotated[float, Ge(0)] = 1.0,
     average: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    rows: Literal["seen", "all"] = "seen",
     replay_share: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     save_seconds: Annotated[float, Ge(0)] = 120.0,
@@ -88,6 +89,7 @@ def lm(
         weight_decay: Decoupled decay of the layers' matrices.
         clip: Largest norm of the gradient; 0 turns clipping off.
         average: Share of the budget, from its end, whose weights are averaged into the result; 0 = off.
+        rows: Which embedding rows a step may move: those of tokens in it, or all.
         replay_share: Share of the tokens taken from `replay`.
         precision: What matrix products are computed in; auto is bfloat16 where the processor has it.
         save_seconds: Seconds between saved states; 0 turns this off.
@@ -138,7 +140,7 @@ def lm(
         budget=budget,
         batch_tokens=batch_tokens,
         optimization=Optimization(
-            lr, lr_embeddings or lr, schedule, warmup, weight_decay, clip=clip, average=average
+            lr, lr_embeddings or lr, schedule, warmup, weight_decay, clip=clip, average=average, rows=rows
         ),
         accumulate=accumulate,
         outer=outer,

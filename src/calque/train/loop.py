@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from calque.data.pack import Batch
 from calque.errors import ModelError
 from calque.progress import Bar, bar, clock, say
-from calque.train.optim import adamw, add_to_average, set_rate
+from calque.train.optim import adamw, add_to_average, keep_seen_rows, set_rate
 from calque.train.part import Trainable, training
 from calque.train.stage import Stage
 from calque.train.state import Progress, find_state, load_rest, load_weights, save_state
@@ -173,6 +173,9 @@ class _Run:
             self.accelerator.backward(loss.total * weight)
             for name, value in {"loss": float(loss.total.detach()), **loss.parts}.items():
                 parts[name] = parts.get(name, 0.0) + weight * value
+        if stage.optimization.rows == "seen":
+            seen = torch.cat([torch.from_numpy(batch.ids) for batch in batches]).unique()
+            keep_seen_rows(trainable.embeddings.values(), seen.to(loss.total.device))
         limit = stage.optimization.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(trainable.named().values(), limit))
         self._refuse_nan(norm, "gradient", progress, rates)

@@ -25,6 +25,9 @@ class Optimization:
         betas: decay of AdamW's two averages.
         clip: largest norm of the gradient; 0 turns clipping off.
         average: share of the budget, from its end, over which the weights are averaged; 0 turns it off.
+        rows: "seen" gives a step's gradient only to the embedding rows of tokens that are in the step;
+            "all" also to the rows that the softmax pushes down. AdamW moves a row at its full rate however
+            small its gradient is, so with "all" a short training drags every token that never came.
     """
 
     lr: float
@@ -35,6 +38,7 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     average: float = 0.0
+    rows: Literal["seen", "all"] = "seen"
 
     def factor(self, progress: float) -> float:
         """Multiplier of the learning rates after a share `progress` of the budget."""
@@ -72,6 +76,16 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * factor
     return {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
+
+
+@torch.no_grad()
+def keep_seen_rows(embeddings: Iterable[torch.nn.Parameter], seen_N: torch.Tensor) -> None:
+    """Zero the gradient of embedding rows (V, D) whose token is not among `seen_N`."""
+    for parameter in embeddings:
+        if parameter.grad is not None and parameter.ndim == 2:
+            unseen_V = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
+            unseen_V[seen_N] = False
+            parameter.grad[unseen_V] = 0
 
 
 @torch.no_grad()
