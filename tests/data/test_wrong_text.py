@@ -8,7 +8,7 @@ import zstandard
 from calque.data.corpus import Corpus
 from calque.errors import ConfigError, DataError
 
-GZ = gzip.compress(b"line\n" * 1000)
+GZ = gzip.compress(b"line\n" * 1000, mtime=0)
 ZST = zstandard.compress(bytes(range(1, 200)) * 50)
 
 FILES = [
@@ -46,7 +46,7 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "data", "said"), FILES, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("name", "data", "said"), FILES, ids=[f"{row[0]}: {row[2][0]}" for row in FILES])
 def test_wrong_file(tmp_path, name, data, said):
     if data is not None:
         (tmp_path / name).write_bytes(data)
