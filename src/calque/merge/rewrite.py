@@ -90,6 +90,7 @@ class Rewrite:
         generation: settings of generation_config.json that change, if the base has that file.
         tokenizer: file name -> text of the new tokenizer; None keeps the base's.
         notes: counts and choices worth keeping; written to rewrite.json beside the weights.
+        sample: some of the user's text; the product's tokenizer must give each piece back.
     """
 
     base: Checkpoint
@@ -98,6 +99,7 @@ class Rewrite:
     generation: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, str] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    sample: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -118,7 +120,7 @@ class Rewrite:
 
         Args:
             folder: the new model folder, a plain Hugging Face one.
-            text: some of the user's text; the product's tokenizer must give each piece back.
+            text: more of the user's text, beside `sample`.
 
         Raises:
             ConfigError: `folder` exists, or is one of the inputs.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calque.data.corpus import Corpus
 from calque.disk import read_json
 from calque.errors import ModelError
 from calque.merge.rewrite import Rewrite, Row, Source
@@ -26,12 +27,13 @@ from calque.progress import say
 from calque.vocab.map import Side, VocabMap
 from calque.vocab.tokens import Tokens
 
+_SAMPLE = 200  # lines of the user's text that go through the finished tokenizer
 _ID_LISTS = frozenset({"bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids"})
 _CARRIED = ("model_input_names", "model_max_length", "padding_side", "truncation_side")
 _SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
-def transplant(base: Checkpoint, map: VocabMap, tokenizer: Tokens) -> Rewrite:
+def transplant(base: Checkpoint, map: VocabMap, tokenizer: Tokens, text: Corpus | None = None) -> Rewrite:
     """Put a new vocabulary under a model.
 
     E'[t] = sum over s of T[t, s] * E[s] for the input embedding E (V_source, D), and likewise with the map's
@@ -46,6 +48,7 @@ def transplant(base: Checkpoint, map: VocabMap, tokenizer: Tokens) -> Rewrite:
         base: the model; its tokenizer is the source vocabulary of `map`.
         map: weights (V_target, V_source).
         tokenizer: the new vocabulary, V_target tokens.
+        text: the user's text; the finished product must encode some of it and give it back.
 
     Returns:
         The rewrite; nothing is written before its `write`.
@@ -76,7 +79,14 @@ def transplant(base: Checkpoint, map: VocabMap, tokenizer: Tokens) -> Rewrite:
         generation=ids.changes(generation_settings(base)),
         tokenizer=_tokenizer_files(base, tokenizer),
         notes={"method": "transplant", "rows": map.counts(), "ids": ids.notes, "dropped": sorted(dropped)},
+        sample=_sample(text) if text is not None else (),
     )
+
+
+def _sample(text: Corpus) -> tuple[str, ...]:
+    """Lines from all over the text, in every language that it has."""
+    lines = [side for language in text.languages for side in text.texts(language)]
+    return tuple(lines[:: max(1, len(lines) // _SAMPLE)])
 
 
 def _check_sizes(base: Checkpoint, map: VocabMap, old: Tokens, new: Tokens) -> None:
