@@ -32,12 +32,20 @@ PIECES = {
     "adapted": "Pa chi yambi| Mulungu| ada lenga| kumwamba| ndi| dziko| lapansi .",
 }
 STEPS = {
-    "heldout": ("data/corpus", 3, 310), "text": ("data/corpus", 6, 420), "tokenizer": ("vocab/tokenizer", 21, 900),
-    "lexicon": ("data/align", 34, 1200), "map": ("vocab/transtoken", 9, 800), "start": ("merge/transplant", 5, 1100),
-    "trained": ("train/lm", 184, 3900), "old_lora": ("train/lm", 183, 3300), "old_full": ("train/lm", 186, 4700),
-    "scores": ("evaluate/lm", 142, 2100), "floors": ("evaluate/floors", 31, 700),
-    "tokenization": ("evaluate/tokenization", 2, 500), "generation": ("evaluate/generation", 48, 1600),
-}  # fmt: skip
+    "heldout": ("data/corpus", 3, 310),
+    "text": ("data/corpus", 6, 420),
+    "tokenizer": ("vocab/tokenizer", 21, 900),
+    "lexicon": ("data/align", 34, 1200),
+    "map": ("vocab/transtoken", 9, 800),
+    "start": ("merge/transplant", 5, 1100),
+    "trained": ("train/lm", 184, 3900),
+    "old_lora": ("train/lm", 183, 3300),
+    "old_full": ("train/lm", 186, 4700),
+    "scores": ("evaluate/lm", 142, 2100),
+    "floors": ("evaluate/floors", 31, 700),
+    "tokenization": ("evaluate/tokenization", 2, 500),
+    "generation": ("evaluate/generation", 48, 1600),
+}
 
 
 def row(system, task, language, item, metric, value, output=None):
@@ -84,7 +92,8 @@ def tokenization_rows(rng):
                 counts = {
                     "tokens": round(words * fertile[system] * rng.normal(1, 0.03)), "words": words,
                     "bytes": words * 6.1, "characters": words * 6, "unknown": 0,
-                    "crumb_bytes": 14 if system == "base" else 3, "split_words": words * 0.8 if system == "base" else words * 0.4,
+                    "crumb_bytes": 14 if system == "base" else 3,
+                    "split_words": words * (0.8 if system == "base" else 0.4),
                     "covered_characters": words * 5.98,
                 }  # fmt: skip
                 for metric, value in counts.items():
@@ -152,7 +161,8 @@ def make_run(folder, steps=tuple(STEPS)):
         name: {"do": do, "of": references(name), "with": {"seed": 0}} for name, (do, _, _) in STEPS.items()
     }
     title = f"SmolLM2-135M carried over into Chichewa {HOSTILE if folder.name == 'hostile' else ''}".strip()
-    recipe = {"title": title, "seed": 0, "steps": recipe_steps, "product": "trained"}
+    about = {"language": "nya_Latn", "source_language": "eng_Latn", "model": "smollm2-135m"}
+    recipe = {"title": title, "seed": 0, "about": about, "steps": recipe_steps, "product": "trained"}
     disk.write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     for name in steps:
         do, seconds, memory = STEPS[name]
@@ -181,8 +191,9 @@ def make_run(folder, steps=tuple(STEPS)):
     disk.write_json(
         folder / "run.json",
         {
-            "title": title, "language": "nya_Latn", "source_language": "eng_Latn", "model": "smollm2-135m",
-            "command": f"calque adapt smollm2-135m --to nya --text bible-nya --parallel 'bible-eng|bible-nya' --minutes 3 -o out/ # {HOSTILE}",
+            "title": title, **about,
+            "command": "calque adapt smollm2-135m --to nya --text bible-nya --minutes 3 -o out/ "
+            f"--parallel 'bible-eng|bible-nya' {HOSTILE if folder.name == 'hostile' else ''}",
             "started": "2026-11-21T09:15:25+0000", "seconds": 754.0, "peak_memory_mb": 4700,
             "versions": {"python": "3.11.2", "calque": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
             "machine": {"processor": "Intel(R) Xeon(R) Processor @ 2.50GHz", "cores": 2, "memory_gb": 25.3},

@@ -111,7 +111,8 @@ class Table:
         for name, wanted in {**asked, "metric": metric, "item": item}.items():
             if wanted is not None:
                 allowed = [wanted] if isinstance(wanted, str) else list(wanted)
-                kept = kept.filter(pc.field(name).isin(pa.array(allowed, pa.string())))
+                chosen = pc.SetLookupOptions(value_set=pa.array(allowed, pa.string()))
+                kept = kept.filter(pc.call_function("is_in", [kept[name]], chosen))
         return Table(kept)
 
     def join(self, *others: Table) -> Table:

@@ -122,7 +122,7 @@ def forest(panels: Sequence[Panel], width: float) -> Figure:
         axes: Any = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
         axes.set_xlim(low, high)
         _panel(axes, panel, labels, narrow, column == 0)
-        axes.xaxis.set_major_locator(MaxNLocator(4 if columns > 1 or narrow else 8, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     return figure
 
 

@@ -15,6 +15,8 @@ from calque.report.run import Run
 from calque.stats import Estimate
 
 _HERE = Path(__file__).parent
+# What the page asks run.json for; an unfinished run has none of it.
+_ABOUT = ("started", "seconds", "peak_memory_mb", "machine", "versions", "command", "source_language")
 # What a section is called when a run has nothing for it.
 _ABSENT = {
     "headline": "before and after (no two systems scored on one text)",
@@ -53,6 +55,7 @@ def write_report(run: Path, file: Path) -> Path:
     environment.filters |= {"clock": clock, "number": number, "interval": interval, "percent": percent}
     page = environment.get_template("report.html").render(
         run=found,
+        about={**dict.fromkeys(_ABOUT), **found.about},
         title=title(found),
         lede=lede(found, made["headline"] or []),
         absent=[name for key, name in _ABSENT.items() if not made[key]],
@@ -87,7 +90,7 @@ def summary(run: Path) -> str:
             ]
             for f in others
         ]
-        blocks.append(align([["", found.base(), found.product(), ""], *lines]))
+        blocks.append(align([["", found.base, found.product, ""], *lines]))
     if found.missing:
         blocks.append(f"not finished: {', '.join(found.missing)}")
     return "\n\n".join(blocks)

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Run:
 
     Attributes:
         folder: The run folder.
-        about: run.json; empty while a run is unfinished.
+        about: What the recipe says of itself, and run.json once a run is finished.
         recipe: recipe.yaml as plain data; empty without one.
         recipe_text: The recipe as it is written.
         steps: The finished steps, in the recipe's order.
@@ -68,6 +69,7 @@ class Run:
         if not text and not steps:
             raise DataError(f"{folder} is no run folder: it has neither recipe.yaml nor steps/")
         about = disk.read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+        about = {**(recipe.get("about") or {}), **about}
         table, notes = _tables(steps)
         missing = tuple(name for name in planned if name not in found)
         return cls(folder, about, recipe, text, steps, missing, table, tuple(notes))
@@ -76,20 +78,23 @@ class Run:
         """Finished steps whose method begins with these words."""
         return [step for step in self.steps if step.do.startswith(do)]
 
+    @cached_property
     def systems(self) -> list[str]:
         """Scored systems, floors left out, in the order in which they appear."""
         kept = [row["system"] for row in self.table.where(metric=("tokens", "lossless")).rows()]
         return list(dict.fromkeys(kept))
 
+    @cached_property
     def base(self) -> str:
         """The system that everything is compared with: the first one that no step of the run has made."""
         made = self.references()
-        return next((name for name in self.systems() if made.get(name) not in self._names()), "")
+        return next((name for name in self.systems if made.get(name) not in self._names()), "")
 
+    @cached_property
     def product(self) -> str:
         """The system that the run is about: the one made by the recipe's product, else the last one."""
         wanted, made = self.recipe.get("product"), self.references()
-        others = [name for name in self.systems() if name != self.base()]
+        others = [name for name in self.systems if name != self.base]
         return next((name for name in others if wanted and made.get(name) == wanted), (others or [""])[-1])
 
     def _names(self) -> set[str]:

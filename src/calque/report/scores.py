@@ -87,7 +87,7 @@ def part(table: Table, kind: str, text: Text) -> Table:
 
 def headline(run: Run) -> list[Figure] | None:
     """Bits per byte of every text, then tokens per word and writing time in the target language."""
-    base, product, target = run.base(), run.product(), run.about.get("language")
+    base, product, target = run.base, run.product, run.about.get("language")
     if not base or not product:
         return None
     figures = [_figure(run, text, base, product, BITS) for text in texts(run.table, "lm")]
@@ -129,7 +129,7 @@ def scores(run: Run) -> Scores | None:
     if not known:
         return None
     cells: dict[str, dict[Text, tuple[Estimate, Estimate | None]]] = {}
-    sizes, base = [], run.base()
+    sizes, base = [], run.base
     for text in known:
         rows = part(run.table, "lm", text).where(metric=("bits", "bytes"))
         times = {}
@@ -155,19 +155,19 @@ def scores(run: Run) -> Scores | None:
 
 def role(run: Run, system: str) -> str:
     """How a system is drawn."""
-    if system not in run.systems():
+    if system not in run.systems:
         return "floor"
-    return {run.base(): "base", run.product(): "product"}.get(system, "other")
+    return {run.base: "base", run.product: "product"}.get(system, "other")
 
 
 def forgetting(run: Run) -> list[tuple[Text, str, Estimate, Estimate | None]] | None:
     """Bits per byte in the source language, and how many times the untouched base's they are."""
-    source, base = run.about.get("source_language"), run.base()
+    source, base = run.about.get("source_language"), run.base
     rows = []
     for text in texts(run.table, "lm"):
         if text.language != source:
             continue
-        here = part(run.table, "lm", text).where(system=run.systems(), metric=("bits", "bytes"))
+        here = part(run.table, "lm", text).where(system=run.systems, metric=("bits", "bytes"))
         times: dict[str, Estimate] = {}
         if base in here.values("system"):
             times = {a.group["system"]: a.estimate for a in here.compare(base, "bits", "bytes", ())}

@@ -148,7 +148,7 @@ def _copied(origin: Origin) -> bool:
 def _asked(run: Run) -> Iterator[str]:
     """Pieces of the example sentences in the target language, as provenance.tsv spells them."""
     target = run.about.get("language")
-    rows = run.table.where(metric="pieces", system=run.product())
+    rows = run.table.where(metric="pieces", system=run.product)
     for row in (rows.where(language=target) if target else rows).rows():
         yield from (piece.replace(" ", "▁") for piece in json.loads(row["output"] or "[]"))
 
