@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from tokenizers import Tokenizer
 
 from calque.data.corpus import Corpus
@@ -17,8 +17,9 @@ from calque.errors import ConfigError, DataError
 from calque.progress import say
 from calque.vocab.bpe import Pair, count_words, learn, replay
 from calque.vocab.tokens import Tokens, byte_alphabet
+from calque.vocab.words import whole_words, with_variants
 
-Mode = Literal["replace", "extend", "prune_extend"]
+Mode = Literal["words", "replace", "extend", "prune_extend"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ def train_tokenizer(
     text: Corpus,
     replay_text: Corpus | None = None,
     *,
-    mode: Mode = "prune_extend",
+    mode: Mode = "words",
     size: Annotated[int, Ge(1)] | None = None,
     new: Annotated[int, Ge(0)] | None = None,
-    keep: Annotated[int, Ge(0)] = 16_000,
+    keep: Annotated[int, Ge(0)] = 32_000,
     need: Annotated[int, Ge(1)] | None = None,
-    min_count: Annotated[int, Ge(1)] = 20,
+    min_count: Annotated[int, Ge(1)] = 3,
+    variants: Annotated[float, Interval(ge=0, le=1)] = 0.3,
 ) -> Tokens:
     """Byte-level BPE on a text, beside or instead of what the old tokenizer knows.
 
@@ -51,20 +53,22 @@ def train_tokenizer(
         text: Text in the target language.
         replay_text: Text in the source language; only consulted for the old tokens that it needs.
         mode: "replace" drops all old tokens, "extend" keeps all of them with their ids, "prune_extend"
-            keeps the first `keep` merges and what the texts need.
+            keeps the first `keep` merges and what the texts need; all three then learn merges. "words" keeps
+            as "prune_extend" does and adds whole words instead, so that all else is cut as before.
         size: Tokens of the result.
         new: Tokens to learn, instead of `size`.
-        keep: Old merges kept in "prune_extend", in their order.
+        keep: Old merges kept in "words" and "prune_extend", in their order.
         need: Keep also old tokens beyond `keep` that occur this often in the two texts; None: none.
-        min_count: A pair that occurs less often is not joined; with neither `size` nor `new` given this
-            alone ends the learning.
+        min_count: A pair or word that occurs less often is not taken; with neither `size` nor `new` given
+            this alone ends the learning.
+        variants: In "words", what a word's capitalised form counts, as a share of the word.
 
     Returns:
         The tokenizer; special tokens keep their order, and their ids unless tokens below them go.
 
     Raises:
-        ConfigError: Both `size` and `new`; a size too small for what is kept; "extend" or "prune_extend"
-            of a tokenizer that is not byte-level BPE.
+        ConfigError: Both `size` and `new`; a size too small for what is kept; "words", "extend" or
+            "prune_extend" of a tokenizer that is not byte-level BPE.
         DataError: The text holds no words.
     """
     if size is not None and new is not None:
@@ -83,8 +87,14 @@ def train_tokenizer(
     order = _kept_order(base, kept.tokens, mode)
     limit = _limit(size, new, len(order))
     _assemble(spec, order, kept.merges)
-    merges = learn(_cut(spec, words), order, limit=limit, min_count=min_count)
-    fresh = dict.fromkeys(a + b for a, b in merges if a + b not in order)
+    merges: list[Pair] = []
+    if mode == "words":
+        spec["model"]["ignore_merges"] = True
+        found = whole_words(_cut(spec, with_variants(words, variants)), limit, min_count)
+        fresh = dict.fromkeys(word for word in found if word not in order)
+    else:
+        merges = learn(_cut(spec, words), order, limit=limit, min_count=min_count)
+        fresh = dict.fromkeys(a + b for a, b in merges if a + b not in order)
     _assemble(spec, [*order, *fresh], kept.merges + merges)
     trained = Tokens.wrap(Tokenizer.from_str(json.dumps(spec)), roles=base.roles, config=base.config)
     stayed = len(order.keys() & set(base.strings))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge
-from scipy.sparse import csr_matrix
+from annotated_types import Ge, Interval
+from scipy.sparse import csr_matrix, diags
 
 from calque.data.lexicon import Lexicon
 from calque.progress import say
@@ -33,11 +33,15 @@ def transtoken(
     spread: Annotated[float, Ge(0)] = 0.1,
     relatives: bool = True,
     unmapped: Literal["subword", "unk"] = "subword",
+    pieces: Literal["mean", "ends"] = "mean",
+    blend: Annotated[float, Interval(ge=0, le=1)] = 0.0,
     truncate: bool = False,
 ) -> VocabMap:
     """Mix old rows by how often words made of them are translated by words made of the new token.
 
-    new[t] = sum_s C[t, s] / sum_s' C[t, s'] * old[s], with token counts C from word translations.
+    new[t] = sum_s C[t, s] / sum_s' C[t, s'] * old[s], with token counts C from word translations. With
+    `blend` the row is that much the row `subword` would give: translations say what a token means, its
+    pieces how it goes with its neighbours.
 
     Args:
         source: Old vocabulary.
@@ -51,6 +55,8 @@ def transtoken(
         relatives: Tokens without counts get those of longer and shorter tokens that share their bytes.
         unmapped: What tokens still without counts get: the mean of their old pieces, or the row of unk.
             Single bytes that the old vocabulary can not write get the mean of all rows.
+        pieces: Which old pieces count where pieces are used: all of them, or the first and the last.
+        blend: Share of the old pieces in rows that have translations; 0 as published.
         truncate: Integer counts of at least 1 per cell, as the authors' code has them.
 
     Returns:
@@ -58,6 +64,7 @@ def transtoken(
 
     Relations:
         With keep and equal vocabularies every row is copied.
+        With blend=1 rows with translations are those of `subword`.
         Paper: Remy et al. 2024, arXiv:2408.04303, section 3 and the authors' code.
     """
     shape = (len(target), len(source))
@@ -74,14 +81,23 @@ def transtoken(
     weights = row_stochastic(counts)
     missing = np.flatnonzero((np.diff(weights.indptr) == 0) & [s is not None for s in target.surface])
     if unmapped == "subword":
-        rows, way = piece_rows(source, target, missing), 3
+        rows, way = piece_rows(source, target, missing, pieces), 3
     else:
         rows, way = _unknown_rows(source, missing), 4
     how[list(rows)] = way
     if rows:
         say(f"{len(rows):,} of {shape[0]:,} tokens without translations: {WAYS[way]}")
     weights = csr_matrix(weights + sparse_rows(rows, shape))
+    if blend:
+        mixed = piece_rows(source, target, np.flatnonzero((how == 1) | (how == 2)), pieces)
+        weights = _blend(weights, sparse_rows(mixed, shape), blend)
     return build_map(source, target, weights, how, WAYS, fallback="mean", notes={"pairs": len(evidence)})
+
+
+def _blend(weights: csr_matrix, other: csr_matrix, share: float) -> csr_matrix:
+    """Where `other` has a row: (1 - share) of the weights and `share` of it."""
+    share_V = np.where(np.diff(other.indptr) > 0, share, 0.0)
+    return csr_matrix(diags(1 - share_V) @ weights + diags(share_V) @ other)
 
 
 def _units(
