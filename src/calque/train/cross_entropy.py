@@ -36,10 +36,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
             )
             total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+            block = weight.new_empty(min(_ROWS, len(hidden_ND)), len(weight))
             for start in range(0, len(hidden_ND), _ROWS):
                 rows = slice(start, start + _ROWS)
                 hidden = hidden_ND[rows].to(dtype)
-                logits = torch.mm(hidden, weight.t()).float()
+                logits = torch.mm(hidden, weight.t(), out=block[: len(hidden)]).float()
                 if bias_V is not None:
                     logits += bias_V
                 total += _loss_to_gradient(logits, labels_N[rows], count)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from calque.data.pack import Batch
 from calque.errors import ModelError
 from calque.progress import Bar, bar, clock, say
+from calque.train.memory import freed_memory_kept
 from calque.train.optim import adamw, add_to_average, keep_seen_rows, set_rate
 from calque.train.part import Trainable, training
 from calque.train.stage import Stage
@@ -120,7 +121,8 @@ class _Run:
             self._announce(trainable)
             optimizer = self.accelerator.prepare_optimizer(optimizer)
             self.model.train()
-            last = self._steps(progress, trainable, optimizer, average)
+            with freed_memory_kept():
+                last = self._steps(progress, trainable, optimizer, average)
             self.model.eval()
             with torch.no_grad():
                 for name, value in average.items():
