@@ -20,22 +20,34 @@ def corpus(texts, groups=None):
     )
 
 
-@given(lines, st.integers(1, 300))
-def test_a_budget_is_kept_and_every_document_has_its_share(texts, budget):
-    whole = d.documents(corpus(texts), "nya_Latn")
-    cut = d.documents(corpus(texts), "nya_Latn", budget)
-    names = [c.item for c in cut]
-    assert len(cut) >= min(8, len(whole))
-    whole = [w for w in whole if w.item in names] if sum(w.nbytes for w in whole) > budget else whole
-    assert names == [w.item for w in whole]
-    assert all(w.text.startswith(c.text) for c, w in zip(cut, whole, strict=True))
-    if budget >= 4 * len(texts):
-        assert sum(c.nbytes for c in cut) <= budget
-    longest = max(c.nbytes for c in cut)
-    for c, w in zip(cut, whole, strict=True):
-        assert c.text == w.text or c.nbytes >= longest / 2 - 4
+@given(st.lists(st.integers(1, 9000), min_size=1, max_size=12), st.integers(1, 30_000))
+def test_a_budget_buys_beginnings_of_a_useful_length_of_as_many_documents_as_it_can(sizes, budget):
+    whole = d.documents(corpus([("ab é " * size)[:size] + "x" for size in sizes]), "nya_Latn")
+    cut = d.documents(corpus([w.text for w in whole]), "nya_Latn", budget)
+    by_item = {w.item: w for w in whole}
+    assert [c.item for c in cut] == [w.item for w in whole if w.item in {c.item for c in cut}]
+    assert all(by_item[c.item].text.startswith(c.text) for c in cut)
+    assert sum(c.nbytes for c in cut) <= max(budget, 4)
+    if len(cut) > 1:
+        assert all(c.nbytes >= 700 or c.text == by_item[c.item].text for c in cut)
+    if len(cut) < len(whole):
+        assert sum(min(2000, w.nbytes) for w in whole) > budget
     if sum(w.nbytes for w in whole) <= budget:
         assert cut == whole
+
+
+def test_the_same_documents_are_taken_in_every_language():
+    one = d.documents(corpus(["a" * 3000] * 9), "nya_Latn", 6000)
+    two = d.documents(corpus(["b" * 2500] * 9), "nya_Latn", 6000)
+    assert [c.item for c in one] == [c.item for c in two] and len(one) == 3
+
+
+@given(lines, st.integers(1, 60))
+def test_a_cut_falls_between_characters_and_between_words_where_there_are_any(texts, nbytes):
+    for text in texts:
+        cut = d._beginning(text, nbytes)
+        assert text.startswith(cut) and cut
+        assert len(cut.encode()) <= max(nbytes, 4)
 
 
 def test_lines_of_a_group_are_one_document_wherever_they_stand():

@@ -45,8 +45,8 @@ def test_training_text_of_the_same_language_helps():
 def test_the_uniform_floor_joins_the_models_of_the_same_text(tiny, tokenizer):
     held = corpus()
     tokens = Tokens.of(tokenizer)
-    floor = floors({"t": held}, None, {"m": tokens}, compressors=[], max_bytes=300)
-    scored = lm({"m": tiny}, {"t": held}, max_bytes=300)
+    floor = floors({"t": held}, None, {"m": tokens}, compressors=[], max_bytes=1800)
+    scored = lm({"m": tiny}, {"t": held}, max_bytes=1800)
     both = scored.join(floor)
     assert both.values("system") == ["m", "uniform, m"]
     for row in floor.where(metric="bits").rows():

@@ -166,12 +166,12 @@ def test_both_sides_of_a_parallel_text_and_several_systems(tiny, books):
     pairs = Corpus.of(
         Example(str(i), {"eng_Latn": f"word {i}", "nya_Latn": VERSES[i]}, group=f"g{i % 2}") for i in range(4)
     )
-    table = lm({"a": tiny, "b": tiny}, {"pairs": pairs, "books": books}, max_bytes=150)
+    table = lm({"a": tiny, "b": tiny}, {"pairs": pairs, "books": books}, max_bytes=1800)
     assert table.values("task") == ["lm/pairs", "lm/books"]
     assert table.values("language") == ["eng_Latn", "nya_Latn"]
     assert all(e.estimate.value == pytest.approx(1.0) for e in table.compare("a", "bits", "bytes"))
     (sizes,) = table.where(system="a", task="lm/books").mean("bytes")
-    assert sizes.estimate.value * sizes.estimate.units <= 150 and sizes.estimate.units == 4
+    assert sizes.estimate.value * sizes.estimate.units <= 1800 and 1 < sizes.estimate.units < 4
 
 
 def test_a_killed_call_goes_on_after_the_last_text(tiny, books, tmp_path, monkeypatch):
@@ -223,7 +223,7 @@ def test_what_can_not_be_scored_is_refused(tmp_path, tokenizer, tiny, books):
 @pytest.mark.asset("kolibri")
 def test_the_english_model_reads_english_better_than_chichewa():
     both = Corpus.open("kolibri:eng_Latn|nya_Latn")
-    table = lm({"base": Checkpoint.open("smollm2-135m")}, {"messages": both}, max_bytes=3000)
+    table = lm({"base": Checkpoint.open("smollm2-135m")}, {"messages": both}, max_bytes=18000)
     english, chichewa = (
         next(iter(table.where(language=code).ratio("bits", "bytes"))).estimate.value
         for code in ("eng_Latn", "nya_Latn")

@@ -32,6 +32,7 @@ UNSPACED = frozenset(
 )
 PASSAGE_BYTES = 1_000
 _FEW = 8  # documents that an interval needs at least, where there are so many
+_LEAST_BYTES = 2000
 _CLUSTER = regex.compile(r"\X")
 
 
@@ -72,8 +73,9 @@ def documents(corpus: Corpus, language: str, max_bytes: int | None = None) -> li
         return whole
     usual = min(PASSAGE_BYTES, max(1, total // len(whole)))
     whole = pick(whole, max(_FEW, max_bytes // usual))
-    length = _fair_length([document.nbytes for document in whole], max_bytes)
-    return [Document(document.item, _beginning(document.text, length)) for document in whole]
+    chosen = _affordable(whole, max_bytes)
+    length = _fair_length([document.nbytes for document in chosen], max_bytes)
+    return [Document(document.item, _beginning(document.text, length)) for document in chosen]
 
 
 def pick(found: Sequence[Document], count: int) -> list[Document]:
@@ -118,6 +120,17 @@ def sides(texts: Mapping[str, Corpus]) -> list[tuple[str, str, Corpus]]:
     if not found:
         raise DataError("no text to score; give at least one held-out corpus")
     return found
+
+
+def _affordable(whole: Sequence[Document], budget: int) -> list[Document]:
+    """As many documents as can each have the least length, at least one; in the order of the corpus."""
+    left, chosen = budget, set[str]()
+    for document in sorted(whole, key=lambda d: hashlib.sha256(d.item.encode()).digest()):
+        if chosen and left < min(document.nbytes, _LEAST_BYTES // 2):
+            break
+        left -= min(document.nbytes, _LEAST_BYTES)
+        chosen.add(document.item)
+    return [document for document in whole if document.item in chosen]
 
 
 def _fair_length(sizes: Sequence[int], budget: int) -> int:

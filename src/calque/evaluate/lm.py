@@ -115,7 +115,8 @@ def lm(
         length: Tokens in a window, the start token included; shorter where a model's own context is.
         overlap: Share of a window that is read again as context of the next one.
         batch_tokens: Tokens in a batch, padding included; changes speed and memory, not results.
-        max_bytes: Score at most so many bytes of each text, the beginnings of all its documents.
+        max_bytes: Score at most so many bytes of each text: the beginnings of as many documents as can have
+            2,000 bytes each, or stand whole.
         dtype: "auto" takes bfloat16 where the hardware multiplies it, else float32.
         work: Folder for what is done; a killed call given the same folder goes on after the last text.
 

@@ -45,7 +45,7 @@ def tokenization(
     Args:
         tokenizers: Tokenizers by the name of the system they belong to.
         texts: Texts by name; each of their languages is counted by itself.
-        max_bytes: Count at most so many bytes of each text, the beginnings of all its documents.
+        max_bytes: Count at most so many bytes of each text, as `evaluate/lm` does.
         examples: Sentences of each text whose pieces are kept: metric "pieces", item "example N", the pieces
             as a JSON list in `output`.
 
