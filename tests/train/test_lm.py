@@ -31,7 +31,7 @@ def changed(base, result):
 def test_learns(base, corpus, tmp_path, accumulate):
     result = lm(base, corpus, work=tmp_path, steps=40, accumulate=accumulate, **SMALL)
     seen = losses(tmp_path)
-    assert len(seen) == 40 and sum(seen[-5:]) / 5 < 0.7 * seen[0]
+    assert len(seen) == 40 and sum(seen[-5:]) / 5 < 0.85 * seen[0]
     assert result.folder == tmp_path / "result"
     line = json.loads((result.folder / "log.jsonl").read_text().splitlines()[-1])
     assert line["step"] == 40 and line["bits_per_byte"] > 0 and line["replay_share"] == 0
