@@ -46,6 +46,7 @@ def adapt(
     source_text: str | None = None,
     tests: Mapping[str, str] | None = None,
     minutes: float = 30.0,
+    test_bytes: int = TEST_BYTES,
     replay: float | None = None,
     baseline: bool = False,
     seed: int = 0,
@@ -64,6 +65,7 @@ def adapt(
             side of `parallel` serves.
         tests: More texts to test on, by name: a reference in the language `to`, or "LANGUAGE=reference".
         minutes: Training time, all stages together.
+        test_bytes: How much held-out text is scored, of each text for each system.
         replay: Share of the training text that is in the source language.
         baseline: Also train with the original vocabulary, LoRA and full, for as many minutes each.
         seed: Seed of everything that is drawn.
@@ -86,6 +88,7 @@ def adapt(
         source_text=source_text,
         tests=tests,
         minutes=minutes,
+        test_bytes=test_bytes,
         replay=replay,
         baseline=baseline,
         seed=seed,
@@ -120,6 +123,7 @@ def plan(
     source_text: str | None = None,
     tests: Mapping[str, str] | None = None,
     minutes: float = 30.0,
+    test_bytes: int = TEST_BYTES,
     replay: float | None = None,
     baseline: bool = False,
     seed: int = 0,
@@ -127,6 +131,8 @@ def plan(
     """The recipe of the job; arguments as for `adapt`."""
     if minutes <= 0:
         raise ConfigError(f"--minutes {minutes:g}: a budget of training time is more than 0")
+    if test_bytes < 1_000:
+        raise ConfigError(f"--test-bytes {test_bytes}: nothing can be said from less than 1,000")
     target, known = Language.parse(to), Language.parse(source)
     if target == known:
         raise ConfigError(f"--to and --source are both {target.code}: there is nothing to carry over")
@@ -152,7 +158,7 @@ def plan(
         steps |= _baselines(model, minutes, replay)
         systems |= {"mean start": "mean_start", "random start": "random_start"}
         systems |= {"LoRA, old vocabulary": "old_lora", "full, old vocabulary": "old_full"}
-    steps |= _measuring(model, systems, scored, target)
+    steps |= _measuring(model, systems, scored, test_bytes)
     return Recipe.parse(
         {
             "title": f"{Path(model).name} carried over into {target.name}",
@@ -234,10 +240,10 @@ def _baselines(model: str, minutes: float, replay: float) -> dict[str, Any]:
 
 
 def _measuring(
-    model: str, systems: Mapping[str, str], scored: Mapping[str, str], target: Language
+    model: str, systems: Mapping[str, str], scored: Mapping[str, str], test_bytes: int
 ) -> dict[str, Any]:
     """Bits per byte, floors, tokenization, and samples with the time they take."""
-    budget = {"max_bytes": TEST_BYTES}
+    budget = {"max_bytes": test_bytes}
     both = {"base": model, "adapted": "tokenizer"}
     held = {"heldout": "heldout"}
     return {

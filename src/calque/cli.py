@@ -118,6 +118,9 @@ def cli(quiet: bool) -> None:
     help="More text in the new language to be tested on.",
 )
 @click.option("--minutes", type=float, default=30.0, show_default=True, help="Training time.")
+@click.option(
+    "--test-bytes", type=int, default=24_000, show_default=True, help="Held-out text that is scored."
+)
 @click.option("--replay", type=float, default=None, help="Share of training text in the source language.")
 @click.option(
     "--baseline", is_flag=True, help="Also train with the original vocabulary (LoRA and full), for as long."

@@ -53,7 +53,7 @@ class Bar:
         parts = [f"{self.name}: {_amount(self.done, self.unit)}"]
         if self.total:
             parts[0] += f" of {_amount(self.total, self.unit)}"
-            if self.done:
+            if self.done > 0.01 * self.total:  # earlier, the rate says nothing
                 parts.append(f"{clock(seconds * (self.total / self.done - 1))} left")
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
@@ -85,7 +85,7 @@ def clock(seconds: float) -> str:
 
 def _amount(value: float, unit: str) -> str:
     if unit in ("B", "bytes"):
-        return f"{value / 1e6:.1f} MB"
+        return f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
     if unit == "s":
         return clock(value)
     return f"{value:,.0f} {unit}"

@@ -240,16 +240,36 @@ def markdown_table() -> str:
     return "\n".join(lines)
 
 
-_BEGIN, _END = "<!-- methods: generated, do not edit -->", "<!-- end of methods -->"
+def tree() -> str:
+    """The source tree with the first line of each module's docstring: the one that the README carries."""
+    import ast
+
+    root = Path(__file__).parent
+    lines = ["```"]
+    for path in sorted(root.rglob("*.py"), key=lambda p: (p.relative_to(root).parts[:-1], p.name)):
+        place = path.relative_to(root)
+        doc = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+        if place.name == "__init__.py" and len(place.parts) > 1:
+            lines.append(f"{place.parts[0]}/")
+        elif place.name not in ("__init__.py", "__main__.py"):
+            lines.append(f"{'  ' if len(place.parts) > 1 else ''}{place.name:<20} {doc.rstrip('.')}")
+    return "\n".join([*lines, "```"])
 
 
-def refresh(text: str, table: str) -> str:
-    """Replace what stands between the marks of a page by the table."""
-    head, begin, rest = text.partition(_BEGIN)
-    _, end, tail = rest.partition(_END)
-    if not begin or not end:
-        raise ConfigError(f"no place for the table: the page needs the lines '{_BEGIN}' and '{_END}'")
-    return f"{head}{_BEGIN}\n{table}\n{_END}{tail}"
+_MARKS = (
+    ("<!-- methods: generated, do not edit -->", "<!-- end of methods -->"),
+    ("<!-- tree: generated, do not edit -->", "<!-- end of tree -->"),
+)
+
+
+def refresh(text: str, blocks: Iterable[str]) -> str:
+    """Replace what stands between the marks of a page by the generated blocks: methods, tree."""
+    for (begin, end), block in zip(_MARKS, blocks, strict=True):
+        head, found, rest = text.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if found and closed:
+            text = f"{head}{begin}\n{block}\n{end}{tail}"
+    return text
 
 
 def _main(arguments: list[str]) -> int:
@@ -260,7 +280,7 @@ def _main(arguments: list[str]) -> int:
         if page.parent.name == "docs":
             table = table.replace("(docs/methods/", "(methods/")
         text = page.read_text(encoding="utf-8")
-        fresh = refresh(text, table)
+        fresh = refresh(text, (table, tree()))
         if fresh != text and arguments[0] == "--write":
             page.write_text(fresh, encoding="utf-8")
         elif fresh != text:
