@@ -199,8 +199,9 @@ def _bare(annotation: Any) -> Any:
 def _outside(ref: str) -> str:
     """What pins material that is no step: the bytes of a path, or the pinned hash of an asset."""
     path = ref.partition("=")[2] or ref
-    if Path(path).exists():
-        return disk.fingerprint(Path(path))
+    parts = [Path(part) for part in path.split(",")]  # a Moses pair is two files
+    if all(part.exists() for part in parts):
+        return ",".join(disk.fingerprint(part) for part in parts)
     from calque import assets
 
     pinned = assets.pinned(path)
