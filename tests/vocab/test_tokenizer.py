@@ -13,8 +13,9 @@ from calque.errors import ConfigError, DataError
 from calque.vocab.bpe import count_words, learn, replay
 from calque.vocab.tokenizer import train_tokenizer
 from calque.vocab.tokens import Tokens
+from calque.vocab.words import whole_words, with_variants
 
-MODES = ["replace", "extend", "prune_extend"]
+MODES = ["words", "replace", "extend", "prune_extend"]
 EDGES = ["", " ", "  x", "\n\n\t", "héllo wörld 🎉 ⵣ 12345", "\u0000\ud7ff\ufeff", "<s>", "a</s>b", "ﷺ\u200d"]
 
 
@@ -175,7 +176,7 @@ def test_the_real_tokenizer_is_carried_over():
 
     base = Tokens.open("smollm2-135m")
     text = Corpus.open("bible-nya").sample(100_000)
-    tokens = train_tokenizer(base, text, keep=8_000, new=1_000, min_count=2)
+    tokens = train_tokenizer(base, text, mode="prune_extend", keep=8_000, new=1_000, min_count=2)
     lines = list(text.texts())[:200]
     for line in lines:
         assert tokens.decode(tokens.encode(line)) == line
@@ -184,3 +185,29 @@ def test_the_real_tokenizer_is_carried_over():
     english_line = "The children went to the water, and the woman gave them some bread."
     assert len(tokens.encode(english_line)) <= len(base.encode(english_line)) + 2
     assert tokens.config["chat_template"] == base.config["chat_template"]
+
+
+def test_whole_words_leave_every_other_word_as_it_was(english, chichewa, corpus_of):
+    text = corpus_of(chichewa)
+    made = train_tokenizer(english, text, mode="words", keep=10**6, new=20, min_count=2, variants=0)
+    added = set(made.strings) - set(english.strings)
+    assert len(added) == 20 and json.loads(made.backend.to_str())["model"]["ignore_merges"]
+    for word in [*" ".join(chichewa[:5]).split(), "Zanzibar", "1994", "river", "ng'ombe"]:
+        cut = [made.strings[token] for token in made.encode(" " + word)]
+        if not set(cut) & added:
+            assert cut == [english.strings[token] for token in english.encode(" " + word)]
+
+
+def test_words_are_ranked_by_the_tokens_they_save():
+    cut = {("a", "b"): 5, ("c", "d", "e"): 3, ("f", "g", "h", "i"): 1, ("1", "2"): 90, ("j",): 50}
+    assert whole_words(cut, None, 2) == ["cde", "ab"]
+    assert whole_words(cut, 1, 1) == ["cde"]
+
+
+def test_variants_count_the_forms_a_word_takes_elsewhere():
+    counts = with_variants({"Ġmoyo": 10, "Munthu": 10, "Ġ12": 10}, 0.5)
+    assert counts == {
+        **{"Ġmoyo": 10, "Moyo": 5, "ĠMoyo": 1, "moyo": 1},
+        **{"Munthu": 10, "Ġmunthu": 5, "Ġ12": 10},
+    }
+    assert with_variants({"Ġmoyo": 10}, 0) == {"Ġmoyo": 10}
