@@ -41,7 +41,9 @@ def make(source: str, *, times: Annotated[int, Interval(ge=1, le=9)] = 1, seed: 
     return Note(f"{source * times}{seed}")
 
 
-def join(notes: Sequence[Note], extra: Note | None = None, *, how: Literal["plain", "dash"] = "plain") -> Note:
+def join(
+    notes: Sequence[Note], extra: Note | None = None, *, how: Literal["plain", "dash"] = "plain"
+) -> Note:
     """Put notes together."""
     CALLS.append("join")
     parts = [n.text for n in notes] + ([extra.text] if extra else [])

@@ -19,9 +19,7 @@ from .. import tiny
 
 
 def corpus(lines):
-    return Corpus.of(
-        Example(f"{n}", {"nya_Latn": line}, group=f"{n // 4}") for n, line in enumerate(lines)
-    )
+    return Corpus.of(Example(f"{n}", {"nya_Latn": line}, group=f"{n // 4}") for n, line in enumerate(lines))
 
 
 TEXT = corpus(tiny.CHICHEWA * 10)

@@ -105,7 +105,7 @@ def forest(panels: Sequence[Panel], width: float) -> Figure:
     """Dots with intervals: a row for each system, a panel for each text; side by side where there is room."""
     narrow = width == NARROW
     labels = list(dict.fromkeys(mark.label for panel in panels for mark in panel.marks))
-    columns = 1 if narrow else max(1, min(len(panels), 3))
+    columns = 1 if narrow else 2 if len(panels) == 4 else min(len(panels), 3)
     lines = -(-len(panels) // columns)
     row, head, foot = (38.0, 34.0, 34.0) if narrow else (27.0, 34.0, 34.0)
     height = lines * (head + row * len(labels) + foot)

@@ -7,7 +7,7 @@ import numpy as np
 from calque.progress import bar
 
 _BLOCK_ROWS = 256
-_GROUPS_PER_NEIGHBOUR = 50
+_GROUPS_PER_NEIGHBOUR, _GROUP = 50, 16
 
 
 def nearest(
@@ -73,7 +73,7 @@ def _candidates(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
     reached by its `count` largest scores, and only groups whose maximum reaches it need a second look.
     """
     columns = scores.shape[1]
-    groups = min(columns, max(_GROUPS_PER_NEIGHBOUR * count, columns // 16))
+    groups = min(columns, max(_GROUPS_PER_NEIGHBOUR * count, columns // _GROUP))
     size = columns // groups
     peaks = scores[:, : size * groups].reshape(len(scores), size, groups).max(1)
     rank = max(0, groups - count)

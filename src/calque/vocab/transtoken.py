@@ -29,7 +29,8 @@ def transtoken(
     evidence: Lexicon,
     *,
     keep: bool = True,
-    min_count: Annotated[float, Ge(0)] = 1.0,
+    min_count: Annotated[float, Ge(0)] = 3.0,
+    prior: Annotated[float, Ge(0)] = 0.0,
     spread: Annotated[float, Ge(0)] = 0.1,
     relatives: bool = True,
     unmapped: Literal["subword", "unk"] = "subword",
@@ -50,6 +51,8 @@ def transtoken(
         keep: Tokens with equal bytes keep their old row whatever the translations say; False lets them
             count as one translation only, as published.
         min_count: Translations that occur less often are dropped.
+        prior: Translations that the old pieces of a token weigh as much as: the spelling decides for rare
+            tokens, the translations for frequent ones. 0: translations alone, as published.
         spread: Share of a translation's count that its other forms receive: without the leading blank,
             in lower case, with a capital. 0: only the form found, with a leading blank.
         relatives: Tokens without counts get those of longer and shorter tokens that share their bytes.
@@ -71,6 +74,9 @@ def transtoken(
     counts = word_counts(_units(source, target, evidence, min_count, spread), shape, truncate=truncate)
     aligned = np.diff(counts.indptr) > 0
     counts = csr_matrix(counts + plus_one(source, target))
+    if prior:
+        spelled = piece_rows(source, target, np.flatnonzero(aligned))
+        counts = csr_matrix(counts + prior * sparse_rows(spelled, shape))
     how = np.where(aligned, 1, 0)
     if keep:
         counts, copied = _keep_rows(counts, byte_matches(source, target))
