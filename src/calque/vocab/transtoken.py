@@ -29,7 +29,7 @@ def transtoken(
     evidence: Lexicon,
     *,
     keep: bool = True,
-    min_count: Annotated[float, Ge(0)] = 3.0,
+    min_count: Annotated[float, Ge(0)] = 1.0,
     prior: Annotated[float, Ge(0)] = 0.0,
     spread: Annotated[float, Ge(0)] = 0.1,
     relatives: bool = True,
