@@ -16,7 +16,6 @@ Libraries that the measured functions of the peers import but do not use are rep
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import tempfile
 import time
@@ -100,9 +99,7 @@ def compare_wechsel(old: Tokens, new: Tokens, width: int, dimension: int) -> dic
     table = np.random.default_rng(3).standard_normal((len(old), width)).astype(np.float32)
     options: dict[str, Any] = {"mode": "subword", "align": False}
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ours, our_seconds = timed(lambda: wechsel(old, new, spaces, **options).apply(table))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     method = peer.WECHSEL(Static(spaces.source), Static(spaces.target), align_strategy=None)
     hf = [tokens.hf() for tokens in (old, new)]
@@ -118,7 +115,6 @@ def compare_wechsel(old: Tokens, new: Tokens, width: int, dimension: int) -> dic
         "calque_cpu_s": our_seconds,
         "peer_cpu_s": their_seconds,
         "ratio": their_seconds / our_seconds,
-        "calque_peak_over_table": 1 + (peak - before) * 1024 / table.nbytes,
     }
 
 
