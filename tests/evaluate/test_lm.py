@@ -219,6 +219,7 @@ def test_what_can_not_be_scored_is_refused(tmp_path, tokenizer, tiny, books):
         lm({"m": Checkpoint.at(tmp_path)}, {"t": books})
 
 
+@pytest.mark.slow
 @pytest.mark.asset("smollm2-135m")
 @pytest.mark.asset("kolibri")
 def test_the_english_model_reads_english_better_than_chichewa():

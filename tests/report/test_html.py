@@ -193,4 +193,10 @@ def test_damaged_runs_are_named(tmp_path):
 
 def test_numbers_are_short():
     assert [number(v) for v in (0.0814, 2.134, 41.51, 1204.4)] == ["0.081", "2.13", "41.5", "1,204"]
-    assert [percent(v) for v in (0, 0.0042, 0.07, 0.613)] == ["0 %", "0.4 %", "7.0 %", "61 %"]
+    assert [percent(v) for v in (0, 0.0002, 0.0042, 0.07, 0.613)] == [
+        "0 %",
+        "< 0.1 %",
+        "0.4 %",
+        "7.0 %",
+        "61 %",
+    ]

@@ -32,6 +32,7 @@ UNSPACED = frozenset(
 )
 PASSAGE_BYTES = 1_000
 _FEW = 8  # documents that an interval needs at least, where there are so many
+_EDGES = regex.compile(r"^\W+|\W+$")
 _LEAST_BYTES = 2000
 _CLUSTER = regex.compile(r"\X")
 
@@ -95,6 +96,11 @@ def split_words(text: str, language: str) -> list[str]:
     if unspaced(language):
         return [cluster for run in runs for cluster in _CLUSTER.findall(run)]
     return runs
+
+
+def bare(word: str) -> str:
+    """A word without the punctuation around it."""
+    return _EDGES.sub("", word)
 
 
 def unspaced(language: str) -> bool:

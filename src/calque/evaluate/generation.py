@@ -12,6 +12,8 @@ language's speed:
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,16 @@ from annotated_types import Ge
 from calque import __version__
 from calque.data.corpus import Corpus
 from calque.errors import ConfigError, ModelError
-from calque.evaluate.documents import Document, documents, fingerprint, pick, sides, split_words, unspaced
+from calque.evaluate.documents import (
+    Document,
+    bare,
+    documents,
+    fingerprint,
+    pick,
+    sides,
+    split_words,
+    unspaced,
+)
 from calque.evaluate.lm import Dtype, Reader, choose_dtype, context_length
 from calque.evaluate.table import Table, signature
 from calque.model.checkpoint import Checkpoint
@@ -51,10 +62,10 @@ def generation(
     Task "generation/NAME"; the items are the documents whose beginnings are the prompts. Metrics:
 
     - characters, tokens, seconds: of writing the document's first `characters` characters; the seconds are
-      the tokens times the time per token, which is measured on the first `timed_tokens` of them.
+      the tokens times the median time of the first `timed_tokens` of them.
     - sample_characters, sample_tokens, repetition: of what the model wrote, which is in `output` of
       sample_characters (the prompt is in `output` of prompt_characters). Repetition is the share of
-      four-word runs that had been written before.
+      word pairs that had been written before.
 
     Args:
         systems: Checkpoints by name.
@@ -126,10 +137,10 @@ def _document(reader: Reader, w: _Writing, document: Document, language: str) ->
 
 
 def seconds_per_token(reader: Reader, ids: Sequence[int]) -> float:
-    """Seconds for a token when these are written one by one, past keys and values cached."""
+    """Median seconds for a token when these are written one by one, past keys and values cached."""
     begin = [reader.start] if reader.start is not None else []
     steps = [*begin, *ids]
-    cache, spent = None, 0.0
+    cache, spent = None, []
     for place in range(-_WARM_UP, len(steps)):
         began = time.perf_counter()
         given = torch.tensor([[steps[max(place, 0)]]], device=_device(reader))
@@ -137,8 +148,8 @@ def seconds_per_token(reader: Reader, ids: Sequence[int]) -> float:
         int(out.logits[0, -1].argmax())  # the choice a model makes at each step; waits for the device too
         if place >= 0:
             cache = out.past_key_values
-            spent += time.perf_counter() - began
-    return spent / len(steps)
+            spent.append(time.perf_counter() - began)
+    return statistics.median(spent)
 
 
 def sample(reader: Reader, prompt: str, characters: int, temperature: float, seed: int) -> tuple[str, int]:
@@ -182,10 +193,11 @@ def beginning(text: str, language: str, words: int) -> str:
     return text[:place].lstrip()
 
 
-def repetition(words: Sequence[str], run: int = 4) -> float:
-    """Share of runs of four words that stand earlier in the text already; 0 for a text too short for one."""
-    runs = [tuple(words[place : place + run]) for place in range(len(words) - run + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+def repetition(words: Sequence[str]) -> float:
+    """Share of pairs of neighbouring words that stand earlier in the text already, marks and case aside."""
+    said = [bare(word).casefold() for word in words]
+    pairs = list(itertools.pairwise(said))
+    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def _signature(reader: Reader, writing: _Writing, held: Sequence[Document]) -> str:

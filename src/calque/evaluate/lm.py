@@ -102,7 +102,7 @@ def lm(
     *,
     length: Annotated[int, Ge(8)] = 1024,
     overlap: Annotated[float, Interval(ge=0, le=0.9)] = 0.25,
-    batch_tokens: Annotated[int, Ge(8)] = 4096,
+    batch_tokens: Annotated[int, Ge(8)] = 2048,
     max_bytes: Annotated[int, Ge(1)] | None = None,
     dtype: Dtype = "auto",
     work: Path | None = None,

@@ -17,7 +17,7 @@ from annotated_types import Ge
 from calque import __version__
 from calque.data.corpus import Corpus
 from calque.errors import ConfigError
-from calque.evaluate.documents import Document, documents, fingerprint, sides, split_words, unspaced
+from calque.evaluate.documents import Document, bare, documents, fingerprint, sides, split_words, unspaced
 from calque.evaluate.table import Table, signature
 from calque.vocab.tokens import Tokens
 
@@ -121,7 +121,7 @@ class _Counter:
         """Look at each new word (without the marks around it, after a blank) and each new character once."""
         before = "" if unspaced(self.language) else " "
         new = sorted(set(words) - self.split.keys())
-        inner = [before + (_inner(word) or word) for word in new]
+        inner = [before + (bare(word) or word) for word in new]
         blank = len(self.tokens.encode(before)) if before else 0
         for word, spoken, ids in zip(new, inner, self.tokens.encode_batch(inner), strict=True):
             alone = blank and not self._joins_blank(spoken, ids)
@@ -134,11 +134,6 @@ class _Counter:
         """Whether the blank before a word is part of its first piece (or of no piece at all)."""
         surface = self.tokens.surface[ids[0]] if ids else None
         return surface is None or bool(surface.strip())
-
-
-def _inner(word: str) -> str:
-    """A word without the punctuation around it."""
-    return re.sub(r"^\W+|\W+$", "", word)
 
 
 def _is_crumb(string: str, surface: bytes | None) -> bool:

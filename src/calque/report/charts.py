@@ -51,6 +51,7 @@ _STYLE = {
 _DPI = 72.0  # so that one unit of the drawing is one pixel of the page
 FULL, WIDE, NARROW = 1040.0, 760.0, 350.0
 _BINS = 60
+_FEW_BATCHES = 400  # fewer are shown one by one, more as a band
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,9 @@ def curves(series: Sequence[Series], width: float) -> Figure:
     for number, line in enumerate(series):
         minutes, middle, low, high = _binned(line)
         colour = _ROLES[line.role]
-        if len(minutes) > 3:
+        if len(line.minutes) < _FEW_BATCHES:
+            axes.plot(line.minutes, line.bits, ".", color=colour, alpha=0.35, markersize=5, mew=0)
+        else:
             axes.fill_between(minutes, low, high, color=colour, alpha=0.16, linewidth=0)
         dashes = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)))[number % 4]
         axes.plot(minutes, middle, color=colour, linewidth=2.2, linestyle=dashes)

@@ -146,4 +146,6 @@ def interval(e: Estimate) -> str:
 def percent(value: float) -> str:
     """A share as percent, small ones not rounded to nothing."""
     shown = 100 * value
+    if 0 < shown < 0.1:
+        return "< 0.1 %"
     return f"{shown:.0f} %" if shown >= 10 or shown == 0 else f"{shown:.1f} %"

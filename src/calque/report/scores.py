@@ -86,11 +86,12 @@ def part(table: Table, kind: str, text: Text) -> Table:
 
 
 def headline(run: Run) -> list[Figure] | None:
-    """Bits per byte of every text, then tokens per word and writing time in the target language."""
+    """Bits per byte of every text, the target language first; then pieces per word and writing time."""
     base, product, target = run.base, run.product, run.about.get("language")
     if not base or not product:
         return None
-    figures = [_figure(run, text, base, product, BITS) for text in texts(run.table, "lm")]
+    scored = sorted(texts(run.table, "lm"), key=lambda text: text.language != target)
+    figures = [_figure(run, text, base, product, BITS) for text in scored]
     for measure in (PIECES, SECONDS):
         known = texts(run.table, measure.kind)
         wanted = [text for text in known if text.language == target] or known
