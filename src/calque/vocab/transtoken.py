@@ -79,7 +79,7 @@ def transtoken(
         counts = csr_matrix(counts + prior * sparse_rows(spelled, shape))
     how = np.where(aligned, 1, 0)
     if keep:
-        counts, copied = _keep_rows(counts, byte_matches(source, target))
+        counts, copied = _keep_rows(counts, byte_matches(source, target), shape)
         how[copied] = 0
     if relatives:
         counts, made = smooth(counts, source, target, truncate=truncate)
@@ -150,11 +150,13 @@ def _unknown_rows(source: Tokens, tokens: np.ndarray) -> dict[int, dict[int, flo
     return {int(token): {unknown: 1.0} for token in tokens} if unknown >= 0 else {}
 
 
-def _keep_rows(counts: csr_matrix, matches: np.ndarray) -> tuple[csr_matrix, np.ndarray]:
+def _keep_rows(
+    counts: csr_matrix, matches: np.ndarray, shape: tuple[int, int]
+) -> tuple[csr_matrix, np.ndarray]:
     copied = np.flatnonzero(matches >= 0)
-    other = np.ones(counts.shape[0])
+    other = np.ones(shape[0])
     other[copied] = 0
     rest = csr_matrix(counts.multiply(other[:, None]))
     rest.eliminate_zeros()
-    same = sparse_rows({int(token): {int(matches[token]): 1.0} for token in copied}, counts.shape)
+    same = sparse_rows({int(token): {int(matches[token]): 1.0} for token in copied}, shape)
     return csr_matrix(rest + same), copied
