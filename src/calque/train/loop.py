@@ -73,20 +73,23 @@ def train(
         ModelError: the loss is not a number; the last good state stays in `work`.
     """
     work.mkdir(parents=True, exist_ok=True)
-    torch.set_flush_denormal(True)
     accelerator = _accelerator(precision)
     found = find_state(work, settings)
     _trim_log(work / LOG, found[1].all_steps if found else 0)
     model.to(accelerator.device)
     notes: dict[str, Any] = {}
-    for index, stage in enumerate(stages):
-        if found and index < found[1].stage:
-            continue
-        torch.manual_seed(seed + index)
-        run = _Run(model, stage, index, len(stages), work, settings, saving, accelerator)
-        resumed = found if found and index == found[1].stage else None
-        before = sum(note["steps"] for note in notes.values())
-        notes[f"stage {index}"] = run.run(resumed, before)
+    torch.set_flush_denormal(True)
+    try:
+        for index, stage in enumerate(stages):
+            if found and index < found[1].stage:
+                continue
+            torch.manual_seed(seed + index)
+            run = _Run(model, stage, index, len(stages), work, settings, saving, accelerator)
+            resumed = found if found and index == found[1].stage else None
+            before = sum(note["steps"] for note in notes.values())
+            notes[f"stage {index}"] = run.run(resumed, before)
+    finally:
+        torch.set_flush_denormal(False)  # it holds for the whole process, which is not ours alone
     return notes
 
 
