@@ -3,8 +3,8 @@
     calque adapt smollm2-135m --to nya ... --minutes 3 -o out/demo
     python benchmarks/adapt.py out/demo
 
-Baselines are trained by `transformers.Trainer` (and `peft` for LoRA) on the run's own training text, for as many
-minutes. Every one of them stands in the table; compared is with the one that is best on the very text, which
+Baselines are trained by `transformers.Trainer` (and `peft` for LoRA) on the run's own training text, for as
+many minutes. Every one of them stands in the table; compared is with the one that is best on the very text, which
 favours the baselines. Prints bits per byte with paired intervals and writes results/adapt.json.
 """
 

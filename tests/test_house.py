@@ -68,7 +68,9 @@ def test_nothing_runs_foreign_code():
 
 def test_the_tree_in_the_readme_names_every_module():
     readme = (ROOT / "README.md").read_text()
-    missing = [p.name for p in SOURCES if p.name not in readme and p.name not in ("__init__.py", "__main__.py")]
+    missing = [
+        p.name for p in SOURCES if p.name not in readme and p.name not in ("__init__.py", "__main__.py")
+    ]
     assert missing == []
 
 

@@ -190,7 +190,7 @@ def curves(series: Sequence[Series], width: float) -> Figure:
         minutes, middle, low, high = _binned(line)
         colour = _ROLES[line.role]
         if len(line.minutes) < _FEW_BATCHES:
-            axes.plot(line.minutes, line.bits, ".", color=colour, alpha=0.35, markersize=5, mew=0)
+            axes.plot(line.minutes, line.bits, "o", color=colour, alpha=0.35, markersize=4.5, mew=0)
         else:
             axes.fill_between(minutes, low, high, color=colour, alpha=0.16, linewidth=0)
         dashes = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)))[number % 4]
