@@ -4,8 +4,8 @@
     python benchmarks/adapt.py out/demo
 
 Baselines are trained by `transformers.Trainer` (and `peft` for LoRA) on the run's own training text, for as
-many minutes. Every one of them stands in the table; compared is with the one that is best on the very text, which
-favours the baselines. Prints bits per byte with paired intervals and writes results/adapt.json.
+many minutes. Every one of them stands in the table; compared is with the one that is best on the very text,
+which favours the baselines. Prints bits per byte with paired intervals and writes results/adapt.json.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def plan(
         raise ConfigError(f"--to and --source are both {target.code}: there is nothing to carry over")
     if replay and not (source_text or parallel):
         raise ConfigError("--replay needs text in the source language: give --source-text or --parallel")
-    model, text = _fixed(model), _fixed(text)
+    model, text = _fixed(model) or model, _fixed(text) or text
     parallel, source_text = _fixed(parallel), _fixed(source_text)
     rehearsal = source_text or parallel
     if replay is None:

@@ -149,7 +149,7 @@ class Model:
             none = direction.none[np.maximum(out, 0)] * np.float32(self.settings.none)
             none[out < 0] = 1
             lengths = batch.lengths[::-1] if reverse else batch.lengths
-            found.append(direction.position.posterior(Weights(share, none, lengths)))
+            found.append(direction.position.posterior(Weights(share, none, lengths)))  # pyright: ignore
         return found[0], found[1]
 
     def maximise(self, counts: Counts) -> None:

@@ -319,11 +319,11 @@ def _tmx(file: Path, languages: Sequence[str]) -> Iterator[Record]:
     try:
         for block in blocks(file):
             parser.feed(block)
-            for _, element in parser.read_events():
-                if not isinstance(element, tuple) and element.tag.rpartition("}")[2] == "tu":
+            for _, element in parser.read_events():  # pyright: ignore
+                if not isinstance(element, tuple) and element.tag.rpartition("}")[2] == "tu":  # pyright: ignore
                     number += 1
                     yield Record(number, _variants(element, languages))
-                    element.clear()
+                    element.clear()  # pyright: ignore
         parser.close()
     except ParseError as error:
         raise DataError(f"{file}:{error.position[0]}: not valid TMX ({error})") from None

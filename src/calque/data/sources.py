@@ -195,7 +195,7 @@ def _stored(file: Path) -> Iterator[Example]:
 def _hub(ref: str, languages: tuple[str, ...]) -> _Source:
     """A data set of the hub: "owner/name" or "owner/name:config"; its `train` part, or its only part."""
     try:
-        import datasets
+        import datasets  # pyright: ignore
     except ImportError:
         raise MissingExtra("datasets", "hub", f"the hub data set {ref}") from None
     name, _, config = ref.partition(":")

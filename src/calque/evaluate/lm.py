@@ -64,7 +64,7 @@ class Reader:
     @classmethod
     def open(cls, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Reader:
         """Load a checkpoint onto the accelerator if there is one, else the processor."""
-        model: Any = checkpoint.model(dtype).eval().to(device())
+        model: Any = checkpoint.model(dtype).eval().to(device())  # pyright: ignore
         tokens = Tokens.of(checkpoint.tokenizer())
         start = tokens.special.get("bos", tokens.special.get("eos"))
         rows = model.get_input_embeddings().num_embeddings

@@ -182,7 +182,7 @@ def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     for key, value in changes.items():
         old = result.get(key)
         both = isinstance(value, Mapping) and isinstance(old, Mapping)
-        result[key] = _changed(old, value) if both else value
+        result[key] = _changed(old, value) if both else value  # pyright: ignore
     return result
 
 

@@ -57,8 +57,8 @@ def check_product(
     tokenizer = product.tokenizer()
     check_sizes(product, tokenizer)
     embeddings = (product.input_embedding, product.output_embedding)
-    skip = {tokenizer.pad_token_id} if tokenizer.pad_token_id is not None else set()
-    check_values(product, {name: skip for name in embeddings if name in computed}, rows=vocabulary(tokenizer))
+    skip = {tokenizer.pad_token_id} if tokenizer.pad_token_id is not None else set()  # pyright: ignore
+    check_values(product, {name: skip for name in embeddings if name in computed}, rows=vocabulary(tokenizer))  # pyright: ignore
     _check_ties(product)
     _check_roles(product, tokenizer, base)
     before = base.tokenizer() if text else None

@@ -48,7 +48,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     try:
         # Not AutoTokenizer: it reads the whole file once more, to find this class.
-        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(**source)
+        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(**source)  # pyright: ignore
         model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     except (ValueError, LookupError, RuntimeError, struct.error) as error:
         raise ModelError(f"{file}: transformers can not read this GGUF file ({error})") from error

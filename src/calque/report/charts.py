@@ -92,7 +92,7 @@ def both(draw: Any, content: Any, name: str, description: str, wide: float = WID
         description: What a reader who does not see the chart is told.
         wide: Width of the wide drawing in pixels.
     """
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():  # pyright: ignore
         # Labels may be in any script; the browser has the letters even where matplotlib's own font has not.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         parts = [

@@ -76,4 +76,4 @@ def documents_apart(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before)  # pyright: ignore

@@ -96,6 +96,10 @@ def _with_lora(model: PreTrainedModel, lora: Lora) -> Any:
     from peft import LoraConfig, LoraModel
 
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        bias="none",  # pyright: ignore
     )
     return LoraModel(model, config, "default")
