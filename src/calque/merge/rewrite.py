@@ -20,6 +20,7 @@ import torch
 
 from calque.disk import new_folder, write_json, write_text
 from calque.errors import ConfigError, DataError, ModelError
+from calque.merge.match import RowOrder
 from calque.model.check import check_product, check_same_tokenizer, generation_settings
 from calque.model.checkpoint import Checkpoint
 from calque.model.files import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, companions
@@ -34,23 +35,68 @@ _NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPN
 
 @dataclass(frozen=True)
 class Source:
-    """One tensor of one checkpoint, as material of a row."""
+    """One tensor of one checkpoint, as material of a row.
+
+    Attributes:
+        checkpoint: where it lies.
+        name: its name there.
+        order: for an embedding whose rows are matched by token: its rows in the output's order.
+    """
 
     checkpoint: Checkpoint
     name: str
+    order: RowOrder | None = None
 
     @property
     def info(self) -> TensorInfo:
-        """Where it lies, its dtype and shape."""
+        """Where it lies, its dtype and shape, as it is stored."""
         return self.checkpoint.info(self.name)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the output's order of rows."""
+        return self.order.shape if self.order else self.info.shape
+
     def read(self, rows: slice | None = None) -> torch.Tensor:
-        """The tensor or some of its rows, in its own dtype."""
-        return self.info.read(rows)
+        """The tensor or some of its rows, in the output's order and its own dtype."""
+        return self.order.read(rows) if self.order else self.info.read(rows)
 
     def blocks(self, nbytes: int = _CHUNK) -> Iterator[torch.Tensor]:
         """Its rows in order, about `nbytes` at a time."""
-        return (block for _, block in self.info.blocks(nbytes))
+        height = self.shape[0] if self.shape else 1
+        step = max(1, nbytes // max(1, self.info.row_bytes)) if self.shape else 1
+        return (self.read(slice(first, first + step)) for first in range(0, height, step))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One reading of some tensors before any row is computed, for statistics over the whole model.
+
+    Attributes:
+        label: what the progress bar says.
+        sources: groups of tensors of one shape.
+        function: called with the number of the group and a block of each of its tensors (float32, the same
+            rows, freshly allocated), for all groups in order.
+        done: called at the end.
+    """
+
+    label: str
+    sources: tuple[tuple[Source, ...], ...]
+    function: Callable[[int, tuple[torch.Tensor, ...]], None]
+    done: Callable[[], None] | None = None
+
+    def run(self) -> None:
+        """Stream all groups through `function`, then call `done`."""
+        from calque.merge.stream import chunks
+
+        total = sum(source.info.nbytes for group in self.sources for source in group)
+        with bar(self.label, total, "B") as shown:
+            for index, group in enumerate(self.sources):
+                for blocks in chunks(group):
+                    self.function(index, blocks)
+                shown.update(sum(source.info.nbytes for source in group), group[0].name)
+        if self.done is not None:
+            self.done()
 
 
 @dataclass(frozen=True)
@@ -91,6 +137,7 @@ class Rewrite:
         tokenizer: file name -> text of the new tokenizer; None keeps the base's.
         notes: counts and choices worth keeping; written to rewrite.json beside the weights.
         sample: some of the user's text; the product's tokenizer must give each piece back.
+        passes: what must be known of the whole model before the first row is computed, in this order.
     """
 
     base: Checkpoint
@@ -100,6 +147,7 @@ class Rewrite:
     tokenizer: Mapping[str, str] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     sample: Sequence[str] = ()
+    passes: Sequence[Pass] = ()
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -130,6 +178,8 @@ class Rewrite:
         self._refuse_inputs(folder)
         _refuse_full_disk(folder, self.nbytes)
         with new_folder(folder) as part:
+            for one in self.passes:
+                one.run()
             written = _write_tensors(self.rows, part, folder.name.strip("."))
             self._write_company(part)
             _check_copies(self.rows, written)

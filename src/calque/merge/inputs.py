@@ -1,0 +1,289 @@
+"""Checkpoints that go into one merge, lined up parameter by parameter and token by token."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from calque.errors import ModelError
+from calque.merge.match import Ids, line_up_rows, match_tokens
+from calque.merge.rewrite import Pass, Rewrite, Row, Source
+from calque.model.checkpoint import Checkpoint
+from calque.model.slots import Slot
+from calque.model.tensors import DTYPES, same_bytes
+from calque.progress import say
+from calque.vocab.tokens import Tokens
+
+Vocabulary = Literal["base", "union"] | None
+
+_BUFFERS = frozenset({"attention.rotary", "attention.mask", "attention.mask_value", "embed.position_ids"})
+_BUFFER_NAMES = ("rotary_emb.inv_freq", "position_ids", "masked_bias", "num_batches_tracked")
+_PER_TOKEN = frozenset(
+    {
+        "embed.input",
+        "embed.output",
+        "embed.output.bias",
+        "embed.output.bias_copy",
+        "encoder.embed",
+        "decoder.embed",
+    }
+)
+# What must be equal in config.json for tensors of equal shapes to mean the same.
+_STRUCTURE = (
+    "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "hidden_size",
+    "intermediate_size", "hidden_act", "hidden_activation", "num_experts_per_tok", "n_head", "n_layer",
+    "activation_function", "num_heads", "d_kv", "feed_forward_proj", "rope_interleaved",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Checkpoints that go into one merge.
+
+    Attributes:
+        base: gives configuration, tokenizer and buffers; the first of every tuple of sources.
+        tuned: the others.
+        names: the floating-point parameters of the output in the base's order; a tied matrix once, buffers
+            never.
+        outputs: for each checkpoint the name of its output matrix where the base's has another.
+        matches: for each checkpoint the ids of the output's tokens there, -1 without one; None when all
+            vocabularies are the same.
+        rows: rows of the output's embeddings.
+        notes: what lining up found.
+    """
+
+    base: Checkpoint
+    tuned: tuple[Checkpoint, ...]
+    names: tuple[str, ...]
+    aliases: tuple[Mapping[str, str], ...]
+    matches: tuple[Ids, ...] | None = None
+    rows: int = 0
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def sources(self, name: str) -> tuple[Source, ...]:
+        """The parameter `name` of the base and of every tuned checkpoint, rows in the output's order."""
+        found = tuple(
+            Source(checkpoint, alias.get(name, name))
+            for checkpoint, alias in zip((self.base, *self.tuned), self.aliases, strict=True)
+        )
+        if self.matches is None or self.slot(name).role not in _PER_TOKEN:
+            return found
+        orders = line_up_rows([source.info for source in found], self.matches, self.rows)
+        return tuple(
+            dataclasses.replace(source, order=order) for source, order in zip(found, orders, strict=True)
+        )
+
+    def slot(self, name: str) -> Slot:
+        """Layer and role of a parameter."""
+        return self._slots[name]
+
+    @cached_property
+    def _slots(self) -> Mapping[str, Slot]:
+        return {name: slot for slot, name in self.base.slots.items()}
+
+    def copies(self) -> tuple[Row, ...]:
+        """Buffers and tensors of integers: the base's, bit by bit."""
+        merged = set(self.names)
+        dropped = _tied_copies(self.base)
+        return tuple(
+            Row.copy(self.base, name)
+            for name in self.base.tensors
+            if name not in merged and name not in dropped
+        )
+
+    def rewrite(
+        self,
+        rows: Sequence[Row],
+        *,
+        passes: Sequence[Pass] = (),
+        notes: Mapping[str, Any] | None = None,
+        dtype: str | None = None,
+    ) -> Rewrite:
+        """The checkpoint made of `rows` and of what is not merged.
+
+        Args:
+            rows: one for each of `names`.
+            passes: statistics that the rows need.
+            notes: what the method counted.
+            dtype: of the merged tensors ("BF16"), for config.json, where `rows` were given another.
+        """
+        written = {row.name: row for row in (*rows, *self.copies())}
+        order = [name for name in self.base.tensors if name in written]
+        return Rewrite(
+            base=self.base,
+            rows=tuple(written[name] for name in order),
+            config=_dtype_settings(self.base, dtype) if dtype else {},
+            notes={"inputs": self.notes, **(notes or {})},
+            passes=tuple(passes),
+        )
+
+
+def line_up(base: Checkpoint, tuned: Sequence[Checkpoint], *, vocabulary: Vocabulary = None) -> Inputs:
+    """Line up checkpoints of one architecture.
+
+    Args:
+        base: gives configuration, tokenizer and buffers.
+        tuned: at least one more checkpoint.
+        vocabulary: what to do when vocabularies differ: "base" keeps the base's tokens, "union" adds those
+            that only others have; None refuses.
+
+    Raises:
+        ModelError: architectures, shapes, names or (without `vocabulary`) vocabularies differ.
+    """
+    if not tuned:
+        raise ModelError("a merge needs at least one checkpoint besides the base")
+    aliases = [dict[str, str]()]
+    for other in tuned:
+        _check_configuration(base, other)
+        aliases.append(_check_names(base, other))
+    names = tuple(
+        name
+        for name, info in base.tensors.items()
+        if info.is_float and name not in _tied_copies(base) and not is_buffer(base, name)
+    )
+    matches, rows, notes = _match(base, tuned, vocabulary)
+    for other, alias in zip(tuned, aliases[1:], strict=True):
+        _check_shapes(base, other, names, alias, by_token=matches is not None)
+    notes = {
+        "base": str(base.folder), "tuned": [str(t.folder) for t in tuned], "parameters": len(names), **notes
+    }  # fmt: skip
+    return Inputs(base, tuple(tuned), names, tuple(aliases), matches, rows, notes)
+
+
+def _dtype_settings(base: Checkpoint, dtype: str) -> dict[str, str]:
+    """config.json calls the dtype `dtype`, or `torch_dtype` in older folders."""
+    name = str(DTYPES[dtype]).removeprefix("torch.")
+    return {key: name for key in ("dtype", "torch_dtype") if key in base.config} or {"dtype": name}
+
+
+def is_buffer(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a tensor is no parameter: what the model computes or counts by itself."""
+    role = checkpoint.layout.place(name)[1]
+    return role in _BUFFERS or name.endswith(_BUFFER_NAMES)
+
+
+def _tied_copies(checkpoint: Checkpoint) -> set[str]:
+    """Further copies of the input embedding; the model ties them again when it is loaded."""
+    copies = {checkpoint.stored_output} if checkpoint.tied and checkpoint.stored_output else set()
+    for role in ("encoder.embed", "decoder.embed"):
+        name = checkpoint.named(role)
+        if name is not None and same_bytes(
+            checkpoint.info(checkpoint.input_embedding), checkpoint.info(name)
+        ):
+            copies.add(name)
+    return copies
+
+
+def _check_configuration(base: Checkpoint, other: Checkpoint) -> None:
+    one, two = base.config.get("model_type"), other.config.get("model_type")
+    if one != two:
+        raise ModelError(
+            f"{other.folder}: its architecture is '{two}', that of the base {base.folder} is '{one}'; "
+            "only models of one architecture can be merged"
+        )
+    for key in _STRUCTURE:
+        mine, theirs = base.text_config.get(key), other.text_config.get(key)
+        if mine is not None and theirs is not None and mine != theirs:
+            raise ModelError(
+                f"{other.folder}/config.json: {key} is {theirs!r}, in the base {base.folder} it is {mine!r}; "
+                "their weights do not mean the same"
+            )
+    for checkpoint in (base, other):
+        if "quantization_config" in checkpoint.config:
+            raise ModelError(
+                f"{checkpoint.folder}: its weights are quantised (quantization_config); merge the "
+                "full-precision checkpoint it was made from"
+            )
+
+
+def _check_names(base: Checkpoint, other: Checkpoint) -> dict[str, str]:
+    """Both must hold the same parameters; returns what the other calls by another name."""
+    alias: dict[str, str] = {}
+    output = base.output_embedding
+    if output is not None and other.tied:
+        alias[output] = other.input_embedding
+    elif output is None and base.has_head and not other.tied:
+        stored = other.stored_output
+        if stored and not same_bytes(other.info(other.input_embedding), other.info(stored)):
+            raise ModelError(
+                f"{other.folder}: has an output matrix of its own, '{stored}', but the base {base.folder} "
+                "ties it to the input embedding; give the untied checkpoint as the base"
+            )
+    mine = {n for n in base.tensors if not is_buffer(base, n)} - _tied_copies(base)
+    theirs = {n for n in other.tensors if not is_buffer(other, n)} - _tied_copies(other)
+    if output is None and other.stored_output:
+        theirs.discard(other.stored_output)
+    if missing := sorted(mine - theirs - alias.keys()):
+        raise ModelError(
+            f"{other.folder}: {len(missing)} tensors of the base {base.folder} are missing, first "
+            f"'{missing[0]}' {base.info(missing[0]).shape}"
+        )
+    if extra := sorted(theirs - mine):
+        raise ModelError(
+            f"{other.info(extra[0]).file}: {len(extra)} tensors that the base {base.folder} has not, first "
+            f"'{extra[0]}' {other.info(extra[0]).shape}"
+        )
+    return alias
+
+
+def _check_shapes(
+    base: Checkpoint, other: Checkpoint, names: Sequence[str], alias: Mapping[str, str], *, by_token: bool
+) -> None:
+    for name in names:
+        one, two = base.info(name), other.info(alias.get(name, name))
+        shapes = [one.shape, two.shape]
+        if by_token and base.layout.place(name)[1] in _PER_TOKEN:
+            shapes = [shape[1:] if shape[0] != 1 else (1,) for shape in shapes]
+        if shapes[0] != shapes[1]:
+            raise ModelError(
+                f"tensor '{name}' has shape {one.shape} in {one.file} and {two.shape} in {two.file}"
+            )
+        if not two.is_float:
+            raise ModelError(f"{two.file}: tensor '{name}' is {two.dtype}; merged can be floating-point only")
+
+
+def _match(
+    base: Checkpoint, tuned: Sequence[Checkpoint], vocabulary: Vocabulary
+) -> tuple[tuple[Ids, ...] | None, int, dict[str, Any]]:
+    """Ids of the output's tokens in every checkpoint; None when all agree id by id."""
+    rows = base.info(base.input_embedding).shape[0]
+    sizes = {c.info(c.input_embedding).shape[0] for c in (base, *tuned)}
+    if len(sizes) == 1 and all(_same_file(base, other, "tokenizer.json") for other in tuned):
+        return None, rows, {}
+    mine = Tokens.of(base.tokenizer())
+    theirs = [Tokens.of(other.tokenizer()) for other in tuned]
+    found = [match_tokens(mine, other) for other in theirs]
+    used = np.array([bool(string) for string in mine.strings])
+    counts = {}
+    for other, tokens, ids in zip(tuned, theirs, found, strict=True):
+        lacking = int(((ids < 0) & used).sum())
+        back = match_tokens(tokens, mine)
+        more = int(((back < 0) & np.array([bool(s) for s in tokens.strings])).sum())
+        if lacking or more:
+            counts[str(other.folder)] = {"lacks": lacking, "has more": more, "shared": int((ids >= 0).sum())}
+    if counts and vocabulary is None:
+        folder, first = next(iter(counts.items()))
+        raise ModelError(
+            f"{folder}: its vocabulary differs from that of the base {base.folder}: {first['shared']:,} "
+            f"tokens are shared, {first['lacks']:,} are only in the base, {first['has more']:,} only here. Rows are "
+            "matched by token; say what to do with the rest: --vocabulary base keeps the base's tokens, "
+            "--vocabulary union adds the others"
+        )
+    if vocabulary == "union" and counts:
+        raise ModelError("--vocabulary union: not possible for these tokenizers; use --vocabulary base")
+    same_ids = all((ids[used] == np.flatnonzero(used)).all() for ids in found)
+    if len(sizes) == 1 and not counts and same_ids:
+        return None, rows, {}
+    say(f"vocabularies are lined up by token: {counts or 'the same tokens under other ids or row counts'}")
+    return (np.arange(len(mine)), *found), rows, {"vocabulary": vocabulary, "tokens": counts}
+
+
+def _same_file(base: Checkpoint, other: Checkpoint, name: str) -> bool:
+    one, two = base.folder / name, other.folder / name
+    return Path.is_file(one) and Path.is_file(two) and one.read_bytes() == two.read_bytes()
