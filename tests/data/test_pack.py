@@ -40,7 +40,7 @@ def test_every_token_is_predicted_once(tmp_path_factory, documents, length):
 
 
 def test_labels_and_positions_begin_anew_with_each_piece():
-    batch = Batch(np.array([5, 6, 7, 8, 9]), (3, 2), 0, (5,))
+    batch = Batch(np.array([5, 6, 7, 8, 9]), (3, 2), 0, (5,), (0, 0))
     assert batch.labels().tolist() == [6, 7, IGNORED, 9, IGNORED]
     assert batch.positions().tolist() == [0, 1, 2, 0, 1]
     assert batch.targets() == 3

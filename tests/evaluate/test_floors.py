@@ -56,6 +56,13 @@ def test_the_uniform_floor_joins_the_models_of_the_same_text(tiny, tokenizer):
     assert bytes_a.estimate == bytes_b.estimate
 
 
+def test_counts_of_the_training_text_beat_equal_tokens(tokenizer):
+    held, training = corpus(documents=2), corpus(documents=2, lines=5)
+    floor = floors({"t": held}, training, {"m": Tokens.of(tokenizer)}, compressors=[])
+    assert floor.values("system") == ["uniform, m", "trigram, m"]
+    assert sum(bits(floor, "trigram, m").values()) < 0.9 * sum(bits(floor, "uniform, m").values())
+
+
 def test_a_language_without_training_text_has_no_compressor():
     held = {"nya": corpus(documents=2), "eng": text(["In the beginning", "God created"], "eng_Latn")}
     table = floors(held, text(VERSES))

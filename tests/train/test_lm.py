@@ -39,6 +39,16 @@ def test_learns(base, corpus, tmp_path, accumulate):
     assert notes["stage 0"]["steps"] == 40 and notes["stage 0"]["epochs"][0] > 1
 
 
+def test_counts_of_the_text_teach_what_a_few_steps_can_not_read(base, corpus, tmp_path):
+    last = {}
+    for counts in (0.0, 0.8):
+        lm(base, corpus, work=tmp_path / str(counts), steps=12, counts=counts, rows="all", **SMALL)
+        lines = [json.loads(line) for line in (tmp_path / str(counts) / "log.jsonl").read_text().splitlines()]
+        assert ("taught" in lines[0]) == (counts > 0)
+        last[counts] = sum(line["causal"] for line in lines[-4:])
+    assert last[0.8] < last[0.0]
+
+
 def test_each_part_changes_what_it_says(any_base, corpus, tmp_path):
     embeddings = {any_base.input_embedding} | ({any_base.output_embedding} - {None})
     names = set(any_base.tensors)

@@ -1,5 +1,7 @@
 """Documents side by side see only themselves, and the chunked loss is the loss."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -7,16 +9,18 @@ import torch
 from hypothesis import given, settings
 from torch.nn import functional
 
+from calque.data.ngram import Ngrams
 from calque.data.pack import Batch
 from calque.train import cross_entropy
 from calque.train.causal import back_to_back, causal_objective, hidden_states, padded
+from calque.train.soft import SoftLabels
 
 from .conftest import llama
 
 
 def batch_of(lengths, vocabulary, seed=0):
     ids = np.random.default_rng(seed).integers(0, vocabulary, sum(lengths))
-    return Batch(ids, tuple(lengths), 0, (sum(lengths),))
+    return Batch(ids, tuple(lengths), 0, (sum(lengths),), (0,) * len(lengths))
 
 
 @settings(max_examples=20, deadline=None)
@@ -101,12 +105,12 @@ def test_chunked_cross_entropy_is_cross_entropy(n, v, chunk, seed):
 def own_loss(hidden, weight, labels, bias, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_entropy, "_ROWS", chunk)
-        return cross_entropy.linear_cross_entropy(hidden, weight, labels, bias)
+        return cross_entropy.linear_cross_entropy(hidden, weight, labels, bias)[0]
 
 
 def test_labels_all_ignored_give_loss_zero():
     weight = torch.randn(6, 4, requires_grad=True)
-    loss = cross_entropy.linear_cross_entropy(torch.randn(3, 4), weight, torch.full((3,), -100))
+    loss = cross_entropy.linear_cross_entropy(torch.randn(3, 4), weight, torch.full((3,), -100))[0]
     loss.backward()
     assert loss == 0 and weight.grad.abs().max() == 0
     model = llama(64)
@@ -117,7 +121,7 @@ def test_labels_all_ignored_give_loss_zero():
 def test_frozen_output_rows_get_no_gradient():
     weight = torch.randn(6, 4)
     hidden = torch.randn(3, 4, requires_grad=True)
-    cross_entropy.linear_cross_entropy(hidden, weight, torch.tensor([0, 5, -100])).backward()
+    cross_entropy.linear_cross_entropy(hidden, weight, torch.tensor([0, 5, -100]))[0].backward()
     assert weight.grad is None and hidden.grad[2].abs().max() == 0
 
 
@@ -127,7 +131,55 @@ def test_bfloat16_autocast_is_close():
     labels = torch.randint(0, 30, (9,))
     exact = functional.cross_entropy(hidden @ weight.T, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = cross_entropy.linear_cross_entropy(hidden, weight, labels)
+        loss = cross_entropy.linear_cross_entropy(hidden, weight, labels)[0]
     loss.backward()
     assert loss.dtype == torch.float32 and abs(loss - exact) < 0.05
     assert weight.grad.dtype == torch.float32
+
+
+def soft_labels(batch: Batch, vocabulary: int, share: float) -> SoftLabels:
+    text = np.random.default_rng(3).integers(0, vocabulary, (40, 9)).tolist()
+    return SoftLabels.counted(Ngrams.of_documents(text, vocabulary), batch, share)
+
+
+def test_soft_labels_give_the_loss_against_the_mixed_distribution():
+    torch.manual_seed(0)
+    batch = replace(batch_of([5, 7, 3], 20), sources=(0, 1, 0))
+    soft = soft_labels(batch, 20, 0.3)
+    hidden, weight = torch.randn(15, 6, requires_grad=True), torch.randn(20, 6, requires_grad=True)
+    labels = torch.from_numpy(batch.labels())
+    wanted = torch.zeros(15, 20).scatter_(1, labels.clamp(min=0)[:, None], 1.0)
+    dense = (soft.rest[:, None] * soft.base).index_put((soft.rows, soft.columns), soft.values, True)
+    wanted = torch.lerp(wanted, dense, soft.share[:, None])
+    rows = -(wanted * torch.log_softmax(hidden @ weight.T, 1)).sum(1)
+    expected = rows[labels >= 0].sum() / 12
+    gradients = torch.autograd.grad(expected, (hidden, weight))
+    for loss, plain in (
+        cross_entropy.linear_cross_entropy(hidden, weight, labels, None, soft),
+        cross_entropy.cross_entropy(hidden @ weight.T, labels, soft),
+    ):
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(torch.autograd.grad(loss, (hidden, weight)), gradients)
+        torch.testing.assert_close(plain, functional.cross_entropy(hidden @ weight.T, labels))
+    assert soft.share.tolist() == pytest.approx([0.3] * 5 + [0.0] * 7 + [0.3] * 3)
+
+
+def test_soft_labels_are_the_same_in_blocks_of_any_size(monkeypatch):
+    batch = batch_of([5, 7, 3], 20)
+    soft = soft_labels(batch, 20, 0.5)
+    hidden, weight = torch.randn(15, 6), torch.randn(20, 6)
+    labels = torch.from_numpy(batch.labels())
+    whole = cross_entropy.linear_cross_entropy(hidden, weight, labels, None, soft)
+    monkeypatch.setattr(cross_entropy, "_ROWS", 4)
+    torch.testing.assert_close(
+        cross_entropy.linear_cross_entropy(hidden, weight, labels, None, soft), whole
+    )
+
+
+def test_packed_and_padded_agree_on_soft_labels():
+    model, batch = llama(64), batch_of([4, 9], 64)
+    soft = soft_labels(batch, 64, 0.7)
+    one, other = back_to_back(model, batch, soft), padded(model, batch, soft)
+    torch.testing.assert_close(one.total, other.total, atol=1e-5, rtol=1e-5)
+    assert one.parts["causal"] == pytest.approx(other.parts["causal"], rel=1e-4)
+    assert one.parts["taught"] != pytest.approx(one.parts["causal"], rel=1e-3)

@@ -73,6 +73,7 @@ class Mixture:
         """The next pieces, as many as fit into `tokens` but at least one; and the place after them."""
         pieces, counts = list(place.pieces), list(place.tokens)
         chosen: list[np.ndarray] = []
+        origins: list[int] = []
         room, nbytes = tokens, 0
         while True:
             source = self._behind(counts)
@@ -81,6 +82,7 @@ class Mixture:
             if chosen and size > room:
                 break
             chosen.append(self.sources[source].piece(piece))
+            origins.append(source)
             nbytes += int(self.sources[source].nbytes[piece])
             room -= size
             pieces[source] += 1
@@ -88,7 +90,7 @@ class Mixture:
         drawn = tuple(after - before for after, before in zip(counts, place.tokens, strict=True))
         ids = np.concatenate(chosen).astype(np.int64)
         after = Place(tuple(pieces), tuple(counts))
-        return Batch(ids, tuple(len(piece) for piece in chosen), nbytes, drawn), after
+        return Batch(ids, tuple(map(len, chosen)), nbytes, drawn, tuple(origins)), after
 
     def epochs(self, place: Place) -> tuple[float, ...]:
         """How often each source has been read."""

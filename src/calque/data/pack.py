@@ -58,12 +58,14 @@ class Batch:
         lengths: tokens of each piece; they sum to T.
         nbytes: bytes of text the predicted tokens stand for.
         tokens: tokens drawn from each source of the mixture.
+        sources: number of the source of each piece.
     """
 
     ids: np.ndarray
     lengths: tuple[int, ...]
     nbytes: int
     tokens: tuple[int, ...]
+    sources: tuple[int, ...]
 
     def labels(self) -> np.ndarray:
         """The token that follows each one inside its piece; IGNORED at the end of a piece."""

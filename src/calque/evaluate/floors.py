@@ -1,4 +1,4 @@
-"""What no language model at all would reach: every token equally likely, and general compressors.
+"""What no network would reach: every token equally likely, general compressors, counts of n-grams.
 
 A compressor is given the training text as a dictionary, so it may copy from all that the model has learned
 from. A model that does not beat it has learned less than copying. Bits are those by which a document makes
@@ -6,6 +6,9 @@ the compressed form longer:
 
     xz:   bits = 8 (|xz(training + document)| - |xz(training)|), LZMA without headers, dictionary = all of it
     zstd: bits = 8 |zstd(document; dictionary = training)|, level 19, window over the whole dictionary
+
+A trigram model (absolute discounting, interpolated) over the tokens of a system's own tokenizer, counted on
+the training text, is the floor that says most: it is what statistics without a network know of the text.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from annotated_types import Ge
 
 from calque import __version__
 from calque.data.corpus import Corpus
+from calque.data.ngram import Ngrams
 from calque.evaluate.documents import Document, documents, fingerprint, sides, words
 from calque.evaluate.table import Table, signature
 from calque.machine import threads
@@ -28,6 +32,7 @@ from calque.vocab.tokens import Tokens
 
 Compressor = Literal["zstd", "xz"]
 _ZSTD_LEVEL = 19
+_COUNTED_BYTES = 100_000_000  # of the training text, for n-grams
 
 
 def floors(
@@ -45,14 +50,15 @@ def floors(
         texts: Held-out corpora by name, as for `evaluate/lm`.
         training: The training text, the compressors' dictionary; a text in a language that it does not
             have gets no such floor. Without it the compressors start from nothing.
-        tokenizers: Tokenizers by system name, each for a floor "uniform, NAME": log2 V bits for a token.
+        tokenizers: Tokenizers by system name, each for a floor "uniform, NAME": log2 V bits for a token,
+            and, with a training text, for a floor "trigram, NAME".
         compressors: Which ones; xz compresses the dictionary once for each document and takes seconds each.
         max_bytes: As for `evaluate/lm`; give both the same.
         dictionary_bytes: Only the last so many bytes of the training text are given to the compressors.
 
     Returns:
         A table with the metrics bits, bytes and words; task "lm/NAME", so that it joins that of
-        `evaluate/lm`; systems "zstd", "xz" and "uniform, NAME".
+        `evaluate/lm`; systems "zstd", "xz", "uniform, NAME", "trigram, NAME".
 
     Raises:
         DataError: A text without any text.
@@ -61,6 +67,7 @@ def floors(
     that stands in the training text costs a compressor next to nothing.
     """
     rows: list[dict[str, Any]] = []
+    ngrams = _ngrams(training, tokenizers or {})
     for name, language, corpus in sides(texts):
         held = documents(corpus, language, max_bytes)
         if training is None or language in training.languages:
@@ -71,10 +78,35 @@ def floors(
                 made_by = {"dictionary": len(dictionary), "level": _level(compressor)}
                 rows.extend(_rows(compressor, name, language, held, bits, made_by))
         for system, tokens in (tokenizers or {}).items():
-            counts = [len(ids) for ids in tokens.encode_batch([document.text for document in held])]
-            bits = [count * math.log2(len(tokens)) for count in counts]
-            rows.extend(_rows(f"uniform, {system}", name, language, held, bits, {"tokens": len(tokens)}))
+            encoded = tokens.encode_batch([document.text for document in held])
+            made_by = {"tokens": len(tokens)}
+            bits = [len(ids) * math.log2(len(tokens)) for ids in encoded]
+            rows.extend(_rows(f"uniform, {system}", name, language, held, bits, made_by))
+            if (system, language) in ngrams:
+                bits = [ngrams[system, language].surprise(ids) for ids in encoded]
+                rows.extend(_rows(f"trigram, {system}", name, language, held, bits, made_by))
     return Table.of(rows)
+
+
+def _ngrams(training: Corpus | None, tokenizers: Mapping[str, Tokens]) -> dict[tuple[str, str], Ngrams]:
+    """Counts by (system, language) of the training text."""
+    if training is None:
+        return {}
+    return {
+        (system, language): Ngrams.of_documents(
+            tokens.encode_batch(list(_first(training, language, _COUNTED_BYTES))), len(tokens)
+        )
+        for language in training.languages
+        for system, tokens in tokenizers.items()
+    }
+
+
+def _first(training: Corpus, language: str, limit: int) -> Iterator[str]:
+    for _, text in training.documents(language):
+        if limit <= 0:
+            return
+        yield text
+        limit -= len(text.encode())
 
 
 def _dictionary(training: Corpus | None, language: str, limit: int) -> bytes:

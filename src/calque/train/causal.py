@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from calque.data.pack import Batch
 from calque.progress import say
 from calque.train.attention import documents_apart
-from calque.train.cross_entropy import linear_cross_entropy
+from calque.train.cross_entropy import cross_entropy, linear_cross_entropy
+from calque.train.soft import SoftLabels
 from calque.train.stage import Loss, Objective
 
 _TOLERANCE = 1e-3
+Teacher = Callable[[Batch], SoftLabels]
 
 
-def causal_objective(model: PreTrainedModel) -> Objective:
+def causal_objective(model: PreTrainedModel, teacher: Teacher | None = None) -> Objective:
     """The fastest objective that is right for this model: mean nats per predicted token.
 
     Whether the model keeps documents apart that lie in one row, and whether its output layer is linear in
     its last hidden state, is not read from a list of architectures but tried: on two documents of random
     ids, whose logits must be those of each document alone. A model that fails is trained on padded rows
     instead, and that is said.
+
+    Args:
+        model: what will be trained.
+        teacher: gives the soft labels of a batch; without one the labels are the tokens themselves.
     """
+    loss = _loss_function(model)
+    if teacher is None:
+        return loss
+    return lambda model, batch: loss(model, batch, teacher(batch))
+
+
+def _loss_function(model: PreTrainedModel) -> Callable[..., Loss]:
     if _keeps_apart(model):
         return back_to_back
     say(
@@ -34,13 +47,23 @@ def causal_objective(model: PreTrainedModel) -> Objective:
     return padded
 
 
-def back_to_back(model: PreTrainedModel, batch: Batch) -> Loss:
+def back_to_back(model: PreTrainedModel, batch: Batch, soft: SoftLabels | None = None) -> Loss:
     """Loss over documents in one row, each attending to itself only; logits never exist as a whole."""
     hidden_ND = hidden_states(model, batch)
     output: Any = model.get_output_embeddings()
     labels = torch.from_numpy(batch.labels()).to(hidden_ND.device)
-    total = linear_cross_entropy(hidden_ND, output.weight, labels, getattr(output, "bias", None))
-    return Loss(total, {"causal": float(total.detach())})
+    bias = getattr(output, "bias", None)
+    total, plain = linear_cross_entropy(hidden_ND, output.weight, labels, bias, _on(hidden_ND, soft))
+    return Loss(total, _parts(total, plain, soft))
+
+
+def _parts(total: torch.Tensor, plain: torch.Tensor, soft: SoftLabels | None) -> dict[str, float]:
+    taught = {} if soft is None else {"taught": float(total.detach())}
+    return {"causal": float(plain.detach()), **taught}
+
+
+def _on(place: torch.Tensor, soft: SoftLabels | None) -> SoftLabels | None:
+    return soft and SoftLabels(*(part.to(place.device) for part in soft))
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -62,24 +85,21 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return out.last_hidden_state[0]
 
 
-def padded(model: PreTrainedModel, batch: Batch) -> Loss:
+def padded(model: PreTrainedModel, batch: Batch, soft: SoftLabels | None = None) -> Loss:
     """Loss over documents in a row each, padded to the longest; for models that need it so."""
     rows, longest = len(batch.lengths), max(batch.lengths)
     real = torch.arange(longest)[None] < torch.tensor(batch.lengths)[:, None]
     ids = torch.zeros(rows, longest, dtype=torch.long)
     ids[real] = torch.from_numpy(batch.ids)
-    labels = torch.full((rows, longest), -100)
-    labels[real] = torch.from_numpy(batch.labels())
     model_: Any = model
     logits = model_(
         input_ids=ids.to(model.device), attention_mask=real.long().to(model.device), use_cache=False
     ).logits
-    labels = labels.to(logits.device)
-    counted = max(1, int((labels >= 0).sum()))
-    total = (
-        functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum") / counted
+    logits = logits[real.to(logits.device)].float()
+    total, plain = cross_entropy(
+        logits, torch.from_numpy(batch.labels()).to(logits.device), _on(logits, soft)
     )
-    return Loss(total, {"causal": float(total.detach())})
+    return Loss(total, _parts(total, plain, soft))
 
 
 @torch.no_grad()
@@ -89,7 +109,7 @@ def _keeps_apart(model: PreTrainedModel) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (12,), generator=generator)
-    batch = Batch(ids.numpy(), (5, 7), 0, (12,))
+    batch = Batch(ids.numpy(), (5, 7), 0, (12,), (0, 0))
     output: Any = model.get_output_embeddings()
     was_training = model.training
     model.eval()

@@ -10,6 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import functional
+
+from calque.train.soft import SoftLabels
 
 _ROWS = 512
 
@@ -24,7 +27,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD: torch.Tensor,
         bias_V: torch.Tensor | None,
         labels_N: torch.Tensor,
-    ) -> torch.Tensor:
+        soft: SoftLabels | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         count = max(1, int((labels_N >= 0).sum()))
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dtype = _autocast_dtype(hidden_ND)
@@ -35,7 +39,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_bias = (
                 torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
             )
-            total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+            total = torch.zeros(2, dtype=torch.float64, device=hidden_ND.device)
             block = weight.new_empty(min(_ROWS, len(hidden_ND)), len(weight))
             for start in range(0, len(hidden_ND), _ROWS):
                 rows = slice(start, start + _ROWS)
@@ -43,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = torch.mm(hidden, weight.t(), out=block[: len(hidden)]).float()
                 if bias_V is not None:
                     logits += bias_V
-                total += _loss_to_gradient(logits, labels_N[rows], count)
+                total += _loss_to_gradient(logits, labels_N[rows], soft and soft.slice(rows), count)
                 gradient = logits.to(dtype)
                 if d_hidden is not None:
                     d_hidden[rows] = torch.mm(gradient, weight)
@@ -56,16 +60,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_bias += logits.sum(0)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
-        return (total / count).float()
+        loss, plain = (total / count).float()
+        ctx.mark_non_differentiable(plain)
+        return loss, plain
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        (upstream,) = grads
+        upstream = grads[0]
         scaled = (
             None if gradient is None else gradient.mul_(upstream).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *scaled, None
+        return *scaled, None, None
 
 
 def _autocast_dtype(hidden: torch.Tensor) -> torch.dtype:
@@ -73,23 +79,38 @@ def _autocast_dtype(hidden: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def _loss_to_gradient(logits: torch.Tensor, labels: torch.Tensor, count: int) -> torch.Tensor:
-    """Sum of the losses of some rows; `logits` becomes the gradient of sum / count, in place."""
+def _loss_to_gradient(
+    logits: torch.Tensor, labels: torch.Tensor, soft: SoftLabels | None, count: int
+) -> torch.Tensor:
+    """(sum of the losses of some rows, the same against the labels alone).
+
+    `logits` becomes the gradient of the first sum / count, in place.
+    """
     counted = labels >= 0
     gold = labels.clamp(min=0)[:, None]
+    gold_logit = logits.gather(1, gold)[:, 0]
+    expected = gold_logit if soft is None else soft.mixed(gold_logit, soft.expectation(logits))
     top = logits.amax(1, keepdim=True)
-    gold_logit = logits.gather(1, gold) - top
     mass = logits.sub_(top).exp_().sum(1, keepdim=True)
-    loss = ((mass.log() - gold_logit)[:, 0] * counted).sum(dtype=torch.float64)
-    share = (counted / count)[:, None].to(logits.dtype)
-    logits.mul_(share / mass)
-    logits.scatter_add_(1, gold, -share)
-    return loss
+    log_mass = (mass.log() + top)[:, 0]
+    share = (counted / count).to(logits.dtype)
+    logits.mul_(share[:, None] / mass)
+    if soft is None:
+        logits.scatter_add_(1, gold, -share[:, None])
+    else:
+        logits.scatter_add_(1, gold, -(share * (1 - soft.share))[:, None])
+        soft.subtract_(logits, share)
+    losses = torch.stack([log_mass - expected, log_mass - gold_logit]) * counted
+    return losses.sum(1, dtype=torch.float64)
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    soft: SoftLabels | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of -log softmax(hidden @ weight.T + bias)[label] over the labels that are not negative.
 
     Gradients flow once: a second backward over the same result is not supported.
@@ -99,10 +120,25 @@ def linear_cross_entropy(
         weight: output matrix, shape (V, D).
         labels: shape (N,); negative ones do not count.
         bias: shape (V,).
+        soft: distributions that take the place of a part of each label.
 
     Returns:
-        Scalar in nats, float32; 0 when no label counts.
+        Two scalars in nats, float32, 0 when no label counts: what is minimised, and what it would be
+        without the soft labels, which carries no gradient.
     """
-    loss = _LinearCrossEntropy.apply(hidden, weight, bias, labels)
-    assert isinstance(loss, torch.Tensor)
-    return loss
+    loss, plain = _LinearCrossEntropy.apply(hidden, weight, bias, labels, soft)  # pyright: ignore
+    return loss, plain
+
+
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, soft: SoftLabels | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same from logits (N, V) that are there already."""
+    counted = max(1, int((labels >= 0).sum()))
+    plain = functional.cross_entropy(logits, labels, reduction="sum") / counted
+    if soft is None:
+        return plain, plain.detach()
+    kept = labels >= 0
+    gold = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    rows = logits.logsumexp(1) - soft.mixed(gold, soft.expectation(logits))
+    return (rows * kept).sum() / counted, plain.detach()

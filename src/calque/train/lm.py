@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Interval
 
 from calque.data.corpus import Corpus
 from calque.data.mixture import Mixture
+from calque.data.ngram import Ngrams
 from calque.data.pack import Pieces, pack
 from calque.disk import fingerprint, new_folder, read_json, write_json
 from calque.errors import ConfigError, ModelError
@@ -22,6 +23,7 @@ from calque.progress import say
 from calque.train.causal import causal_objective
 from calque.train.loop import LOG, Saving, train
 from calque.train.optim import Optimization
+from calque.train.soft import SoftLabels
 from calque.train.stage import Budget, Lora, Stage
 from calque.train.state import refuse_changes
 from calque.vocab.tokens import Tokens
@@ -56,15 +58,17 @@ def lm(
     average: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     rows: Literal["seen", "all"] = "seen",
     replay_share: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    counts: Annotated[float, Interval(ge=0, le=1)] = 0.0,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     save_seconds: Annotated[float, Ge(0)] = 120.0,
     save_steps: Annotated[int, Ge(0)] = 0,
     seed: int = 0,
 ) -> Checkpoint:
-    """Train a language model further on text, with the plain next-token loss.
+    """Train a language model further on text.
 
-    Loss = mean of -log p(token | tokens before it in the same document). Documents lie back to back in a
-    batch, none attends to another, none is padded.
+    Loss = mean of -sum over w of q(w) log p(w | tokens before it in the same document), where q is the token
+    that came, or with `counts` = c > 0: (1 - c) of it and c of what an n-gram model of the whole text says.
+    Documents lie back to back in a batch, none attends to another, none is padded.
 
     Args:
         model: What to start from.
@@ -91,6 +95,8 @@ def lm(
         average: Share of the budget, from its end, whose weights are averaged into the result; 0 = off.
         rows: Which embedding rows a step may move: those of tokens in it, or all.
         replay_share: Share of the tokens taken from `replay`.
+        counts: Share of each label of `text` that a trigram model of the whole text gives. For a text that
+            is much longer than what the budget can read.
         precision: What matrix products are computed in; auto is bfloat16 where the processor has it.
         save_seconds: Seconds between saved states; 0 turns this off.
         save_steps: Steps between saved states; 0 turns this off.
@@ -111,6 +117,7 @@ def lm(
     Relations:
         A low-rank pair folded in gives the logits of the pair beside the base.
         With batches cut into `accumulate` parts the step is the same step.
+        With counts=0 the labels are the tokens themselves.
     """
     settings = {k: v for k, v in locals().items() if k not in ("model", "text", "replay", "work")}
     budget = Budget(minutes, tokens, steps)
@@ -133,9 +140,13 @@ def lm(
         return Checkpoint.at(work / RESULT)
     rates = (1 - replay_share, replay_share)[: len(sources)]
     loaded = model.model(torch.float32)
+    size = model.info(model.input_embedding).shape[0]
+    ngrams = Ngrams.count(sources[0].ids, sources[0].starts, size) if counts else None
     stage = Stage(
         part=part,
-        objective=causal_objective(loaded),
+        objective=causal_objective(
+            loaded, ngrams and (lambda batch: SoftLabels.counted(ngrams, batch, counts))
+        ),
         stream=Mixture(tuple(sources), rates, seed),
         budget=budget,
         batch_tokens=batch_tokens,

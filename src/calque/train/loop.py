@@ -192,6 +192,7 @@ class _Run:
         progress.steps, progress.all_steps = progress.steps + 1, progress.all_steps + 1
         progress.tokens += drawn
         nbytes = sum(batch.nbytes for batch in batches)
+        plain = parts.get("causal", parts["loss"])
         return {
             "step": progress.all_steps,
             "stage": self.index,
@@ -199,7 +200,7 @@ class _Run:
             "tokens": progress.tokens,
             "batch_tokens": drawn,
             "bytes": nbytes,
-            "bits_per_byte": parts["loss"] * targets / math.log(2) / nbytes if nbytes else None,
+            "bits_per_byte": plain * targets / math.log(2) / nbytes if nbytes else None,
             "gradient_norm": norm,
             "lr": rates.get("layers", rates.get("embeddings")),
             "lr_embeddings": rates.get("embeddings"),

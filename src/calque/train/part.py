@@ -97,7 +97,7 @@ def _with_lora(model: PreTrainedModel, lora: Lora) -> Any:
 
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # pyright: ignore
         target_modules="all-linear",
         task_type="CAUSAL_LM",
         bias="none",  # pyright: ignore
