@@ -51,7 +51,7 @@ def method_command(row: registry.Method) -> click.Command:
             for m in says.materials
             if given[m.name] is not None and given[m.name] != ()
         }
-        settings = {s.name: given[s.name] for s in says.settings if given[s.name] is not None}
+        settings = {s.name: given[s.name] for s in says.settings if given[s.name] not in (None, ())}
         runner.call(row.name, of, settings, out)
         click.echo(out)
 

@@ -25,6 +25,7 @@ FAMILIES = {
     "train": "the training loop",
     "merge": "new checkpoints computed from old ones, streamed",
     "evaluate": "item-level tables of scores",
+    "analyze": "what models are like inside, and how they differ",
 }
 
 
@@ -55,6 +56,9 @@ def _rows(*rows: tuple[str, str, str, str]) -> dict[str, Method]:
 _WECHSEL = "Minixhofer et al. 2022, arXiv:2112.06598"
 _TRANS = "Remy et al. 2024, arXiv:2408.04303"
 _FOCUS = "Dobler and de Melo 2023, arXiv:2305.14481"
+_ILHARCO = "Ilharco et al. 2023, arXiv:2212.04089"
+_TIES = "Yadav et al. 2023, arXiv:2306.01708"
+_CRUMBS = "Davari and Belilovsky 2024, arXiv:2312.06795"
 _FAST_ALIGN = "Dyer et al. 2013, NAACL"
 
 METHODS: dict[str, Method] = _rows(
@@ -85,6 +89,28 @@ METHODS: dict[str, Method] = _rows(
         "make new tokens as probable as they are frequent",
         "",
     ),
+    ("merge/linear", "calque.merge.linear:linear", "weighted average", "Wortsman et al. 2022"),
+    ("merge/task_arithmetic", "calque.merge.task_arithmetic:task_arithmetic", "add up differences", _ILHARCO),
+    ("merge/slerp", "calque.merge.slerp:slerp", "go along the arc between two models", "Shoemake 1985"),
+    ("merge/ties", "calque.merge.ties:ties", "trim over the whole model, elect signs, average", _TIES),
+    ("merge/ties_per_tensor", "calque.merge.ties:ties_per_tensor", "ties, every tensor by itself", ""),
+    (
+        "merge/dare",
+        "calque.merge.dare:dare",
+        "drop changes at random, rescale the rest",
+        "Yu et al. 2024 (DARE)",
+    ),
+    ("merge/della", "calque.merge.della:della", "drop small changes more often", "Deep et al. 2024"),
+    ("merge/breadcrumbs", "calque.merge.breadcrumbs:breadcrumbs", "drop small changes and outliers", _CRUMBS),
+    (
+        "merge/model_stock",
+        "calque.merge.model_stock:model_stock",
+        "go as far as angles say",
+        "Jang et al. 2024",
+    ),
+    ("merge/passthrough", "calque.merge.passthrough:passthrough", "stack layers", "Kim et al. 2024"),
+    ("merge/pcb", "calque.merge.pcb:pcb", "weigh every parameter of every model", "Du et al. 2024"),
+    ("merge/widen", "calque.merge.widen:widen", "rank changes inside each model", "Yu et al. 2024 (WIDEN)"),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),
     (

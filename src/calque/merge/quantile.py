@@ -152,9 +152,7 @@ class OrderStatistic:
         return self.key is not None
 
 
-def search(
-    statistics: Iterable[OrderStatistic], stream: Callable[[], Iterable[Keys]]
-) -> None:
+def search(statistics: Iterable[OrderStatistic], stream: Callable[[], Iterable[Keys]]) -> None:
     """Find order statistics of one stream that can be read again and again."""
     open_ones = list(statistics)
     while open_ones:

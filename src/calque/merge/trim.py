@@ -115,7 +115,7 @@ def random(density: float, generator: np.random.Generator, divide: bool) -> Trim
 
 
 def ranked(density: float, epsilon: float, generator: np.random.Generator, divide: bool) -> Trimmer:
-    """A trimmer that leaves entries with probability density - epsilon (least of its row) to + epsilon (most).
+    """A trimmer that leaves entries with probability density - epsilon (least of a row) to + epsilon (most).
 
     Blocks must hold whole rows; a vector is one row.
     """
