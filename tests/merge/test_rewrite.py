@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calque.errors import ConfigError, DataError, ModelError
-from calque.merge import rewrite
+from calque.merge import execute, rewrite
 from calque.merge.rewrite import Rewrite, Row, Source
 from calque.model.checkpoint import Checkpoint
 from calque.model.tensors import same_bytes
@@ -106,7 +106,7 @@ def test_settings_and_notes_are_written(base, tmp_path):
 
 
 def test_big_outputs_are_sharded(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewrite, "_SHARD_BYTES", 30_000)
+    monkeypatch.setattr(execute, "SHARD_BYTES", 30_000)
     out = Rewrite(base, copies(base)).write(tmp_path / "out")
     assert len(list(out.folder.glob("model-*-of-*.safetensors"))) > 1
     assert all(same_bytes(info, out.info(name)) for name, info in base.tensors.items())
@@ -218,7 +218,7 @@ def test_a_full_or_read_only_disk_leaves_nothing(base, tmp_path, monkeypatch, ca
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(rewrite.os, call, refuse)
+        patch.setattr(execute.os, call, refuse)
         with pytest.raises(DataError, match=r"disk full while writing|can not write"):
             Rewrite(base, copies(base)).write(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -271,9 +271,9 @@ def _match(
         folder, first = next(iter(counts.items()))
         raise ModelError(
             f"{folder}: its vocabulary differs from that of the base {base.folder}: {first['shared']:,} "
-            f"tokens are shared, {first['lacks']:,} are only in the base, {first['has more']:,} only here. Rows are "
-            "matched by token; say what to do with the rest: --vocabulary base keeps the base's tokens, "
-            "--vocabulary union adds the others"
+            f"tokens are shared, {first['lacks']:,} are only in the base, {first['has more']:,} only "
+            "here. Rows are matched by token; say what to do with the rest: --vocabulary base keeps the "
+            "base's tokens, --vocabulary union adds the others"
         )
     if vocabulary == "union" and counts:
         raise ModelError("--vocabulary union: not possible for these tokenizers; use --vocabulary base")

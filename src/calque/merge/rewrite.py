@@ -7,11 +7,10 @@ after it has been reloaded and checked.
 
 from __future__ import annotations
 
-import errno
-import math
-import os
+import hashlib
+import json
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,17 @@ import torch
 
 from calque.disk import new_folder, write_json, write_text
 from calque.errors import ConfigError, DataError, ModelError
+from calque.merge.execute import Inspect, nbytes, write_tensors
+from calque.merge.journal import Journal, resumable
 from calque.merge.match import RowOrder
 from calque.model.check import check_product, check_same_tokenizer, generation_settings
 from calque.model.checkpoint import Checkpoint
-from calque.model.files import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, companions
-from calque.model.tensors import DTYPES, TensorInfo, as_bytes, lay_out, same_bytes
-from calque.progress import Bar, bar
+from calque.model.files import CONFIG, GENERATION, TOKENIZER, companions
+from calque.model.tensors import TensorInfo
+from calque.progress import bar
 
 Blocks = Iterable[torch.Tensor]
-_SHARD_BYTES = 5_000_000_000
 _CHUNK = 16 << 20
-_NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,8 @@ class Rewrite:
         notes: counts and choices worth keeping; written to rewrite.json beside the weights.
         sample: some of the user's text; the product's tokenizer must give each piece back.
         passes: what must be known of the whole model before the first row is computed, in this order.
+        counts: what the rows' functions count while they run ("slerp -> lerp"); goes into the notes.
+        inspect: asked about every row once it is written; what it says goes into the notes.
     """
 
     base: Checkpoint
@@ -148,6 +149,8 @@ class Rewrite:
     notes: Mapping[str, Any] = field(default_factory=dict)
     sample: Sequence[str] = ()
     passes: Sequence[Pass] = ()
+    counts: MutableMapping[str, int] = field(default_factory=dict)
+    inspect: Inspect | None = None
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -161,14 +164,19 @@ class Rewrite:
     @property
     def nbytes(self) -> int:
         """Bytes of all output tensors."""
-        return sum(_nbytes(row) for row in self.rows)
+        return sum(map(nbytes, self.rows))
 
-    def write(self, folder: Path, *, text: Sequence[str] = ()) -> Checkpoint:
+    def write(
+        self, folder: Path, *, text: Sequence[str] = (), work: Path | None = None, key: str = ""
+    ) -> Checkpoint:
         """Write the checkpoint to the new `folder`; it appears whole and checked, or not at all.
 
         Args:
             folder: the new model folder, a plain Hugging Face one.
             text: more of the user's text, beside `sample`.
+            work: a scratch folder on the same disk that outlives the process. Killed and called again with
+                the same rewrite, `work` and `key`, writing goes on after the last tensor that is on disk.
+            key: tells rewrites with different settings apart; functions can not be compared.
 
         Raises:
             ConfigError: `folder` exists, or is one of the inputs.
@@ -176,31 +184,50 @@ class Rewrite:
             ModelError: what was computed is no sound model.
         """
         self._refuse_inputs(folder)
-        _refuse_full_disk(folder, self.nbytes)
-        with new_folder(folder) as part:
-            for one in self.passes:
-                one.run()
-            written = _write_tensors(self.rows, part, folder.name.strip("."))
-            self._write_company(part)
-            _check_copies(self.rows, written)
-            computed = {row.name for row in self.rows if row.function is not None}
-            try:
-                self._check(Checkpoint.at(part), computed, text)
-            except ModelError as error:  # the user knows the folder by its final name only
-                raise ModelError(str(error).replace(str(part), str(folder))) from error
+        if work is not None:
+            with resumable(folder, work, self._identity(key)) as journal:
+                if not journal.done:
+                    _refuse_full_disk(folder, self.nbytes)
+                self._fill(journal, folder, text)
+        else:
+            _refuse_full_disk(folder, self.nbytes)
+            with new_folder(folder) as part:
+                self._fill(Journal(part, None, {}), folder, text)
         return Checkpoint.at(folder)
 
-    def _check(self, product: Checkpoint, computed: Collection[str], text: Sequence[str]) -> None:
-        if self.tokenizer is not None:
-            check_same_tokenizer(product, self.tokenizer["tokenizer.json"], text)
-        check_product(product, self.base, computed, text)
+    def _fill(self, journal: Journal, folder: Path, text: Sequence[str]) -> None:
+        """Write and check everything in the journal's folder."""
+        if any(row.name not in journal.done for row in self.rows):
+            for one in self.passes:
+                one.run()
+        found = write_tensors(
+            self.rows, journal, folder.name.strip("."), counts=self.counts, inspect=self.inspect
+        )
+        self._write_company(journal.folder, found)
+        computed = {row.name for row in self.rows if row.function is not None}
+        product = Checkpoint.at(journal.folder)
+        try:
+            if self.tokenizer is not None:
+                check_same_tokenizer(product, self.tokenizer["tokenizer.json"], text)
+            check_product(product, self.base, computed, text)
+        except ModelError as error:  # the user knows the folder by its final name only
+            raise ModelError(str(error).replace(str(journal.folder), str(folder))) from error
+
+    def _identity(self, key: str) -> str:
+        """Changes with the rows, their inputs (by size and time) and everything else that is written."""
+        rows = [
+            (row.name, row.dtype, row.shape, row.function is None, [_stamp(s) for s in row.inputs])
+            for row in self.rows
+        ]
+        content = [key, rows, self.config, self.generation, self.tokenizer]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def _refuse_inputs(self, folder: Path) -> None:
         inputs = {source.checkpoint.folder.resolve() for row in self.rows for source in row.inputs}
         if folder.resolve() in inputs | {self.base.folder.resolve()}:
             raise ConfigError(f"{folder} is an input as well as the output; give another -o")
 
-    def _write_company(self, part: Path) -> None:
+    def _write_company(self, part: Path, found: Mapping[str, Any]) -> None:
         """Everything besides the weights: the base's files, with what this rewrite changes."""
         for path in companions(self.base.folder):
             if self.tokenizer is None or path.name not in TOKENIZER:
@@ -213,8 +240,11 @@ class Rewrite:
             write_json(part / GENERATION, _changed(generation, self.generation))
         for name, content in (self.tokenizer or {}).items():
             write_text(part / name, content)
-        if self.notes:
-            write_json(part / "rewrite.json", dict(self.notes))
+        notes = dict(self.notes)
+        notes |= {"counts": dict(self.counts)} if self.counts else {}
+        notes |= {"tensors": found} if any(found.values()) else {}
+        if notes:
+            write_json(part / "rewrite.json", notes)
 
 
 def _check_copy(row: Row) -> None:
@@ -227,6 +257,11 @@ def _check_copy(row: Row) -> None:
         )
 
 
+def _stamp(source: Source) -> tuple[str, int, int, int]:
+    state = source.info.file.stat()
+    return str(source.info.file.resolve()), state.st_size, state.st_mtime_ns, source.info.start
+
+
 def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(settings)
     for key, value in changes.items():
@@ -236,10 +271,6 @@ def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     return result
 
 
-def _nbytes(row: Row) -> int:
-    return DTYPES[row.dtype].itemsize * math.prod(row.shape)
-
-
 def _refuse_full_disk(folder: Path, nbytes: int) -> None:
     parent = next(p for p in folder.absolute().parents if p.exists())
     free = shutil.disk_usage(parent).free
@@ -247,111 +278,3 @@ def _refuse_full_disk(folder: Path, nbytes: int) -> None:
         raise DataError(
             f"{folder}: needs {nbytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; nothing was written"
         )
-
-
-def _write_tensors(rows: Sequence[Row], folder: Path, label: str) -> dict[str, TensorInfo]:
-    """Write all rows into one file, or into shards with an index; returns where each tensor lies."""
-    shards = _shards(rows)
-    written: dict[str, TensorInfo] = {}
-    with bar(f"write {label}", sum(map(_nbytes, rows)), "B") as shown:
-        for number, shard in enumerate(shards, 1):
-            name = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            written |= _write_file(shard, folder / name, shown)
-    if len(shards) > 1:
-        total = sum(info.nbytes for info in written.values())
-        where = {name: info.file.name for name, info in written.items()}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-    return written
-
-
-def _shards(rows: Sequence[Row]) -> list[list[Row]]:
-    shards: list[list[Row]] = [[]]
-    size = 0
-    for row in rows:
-        if shards[-1] and size + _nbytes(row) > _SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(row)
-        size += _nbytes(row)
-    return shards
-
-
-def _write_file(rows: Sequence[Row], file: Path, shown: Bar) -> dict[str, TensorInfo]:
-    """One safetensors file, its space reserved first, each tensor written straight to its place."""
-    header, infos = lay_out([(row.name, row.dtype, row.shape) for row in rows], file)
-    with file.open("wb", buffering=0) as stream:
-        target = stream.fileno()
-        os.posix_fallocate(target, 0, max(info.stop for info in infos.values()))
-        os.pwrite(target, header, 0)
-        for row in rows:
-            info = infos[row.name]
-            if row.function is None:
-                _copy_bytes(row.inputs[0].info, target, info.start)
-            else:
-                _write_blocks(row, row.function(*row.inputs), target, info)
-            shown.update(info.nbytes, row.name)
-        os.fsync(target)
-    return infos
-
-
-def _copy_bytes(source: TensorInfo, target: int, start: int) -> None:
-    """Copy a byte range from file to file inside the kernel, or in chunks where it can not do that."""
-    with source.file.open("rb", buffering=0) as stream:
-        done = 0
-        try:
-            while done < source.nbytes:
-                left = min(source.nbytes - done, 1 << 30)
-                count = os.copy_file_range(stream.fileno(), target, left, source.start + done, start + done)
-                if count == 0:
-                    break
-                done += count
-        except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
-                raise
-        while done < source.nbytes:
-            block = os.pread(stream.fileno(), min(_CHUNK, source.nbytes - done), source.start + done)
-            if not block:
-                raise ModelError(f"{source.file}: became shorter while it was copied")
-            _write_all(target, memoryview(block), start + done)
-            done += len(block)
-
-
-def _write_blocks(row: Row, blocks: Blocks, target: int, info: TensorInfo) -> None:
-    """Round the computed blocks once, and write them one after another."""
-    place = info.start
-    for block in blocks:
-        rounded = block.to(DTYPES[row.dtype]).contiguous()
-        if rounded.is_floating_point() and not torch.isfinite(rounded.float()).all():
-            raise ModelError(
-                f"tensor '{row.name}': NaN or Inf after rounding to {row.dtype}, near row "
-                f"{(place - info.start) // info.row_bytes}"
-            )
-        data = as_bytes(rounded)
-        if place + len(data) > info.stop:
-            raise ModelError(
-                f"tensor '{row.name}': more numbers were computed than its shape {row.shape} has"
-            )
-        _write_all(target, data, place)
-        place += len(data)
-    if place != info.stop:
-        raise ModelError(
-            f"tensor '{row.name}': {place - info.start} bytes were computed, its shape {row.shape} "
-            f"has {info.nbytes}"
-        )
-
-
-def _write_all(target: int, data: memoryview, place: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(target, data[done : done + (1 << 30)], place + done)
-
-
-def _check_copies(rows: Sequence[Row], written: Mapping[str, TensorInfo]) -> None:
-    """Every copied tensor, read back, must have the bytes of its source."""
-    for row in rows:
-        if row.function is None:
-            source = row.inputs[0].info
-            if not same_bytes(source, written[row.name]):
-                raise ModelError(
-                    f"tensor '{row.name}': the copy differs from {source.file}; is the disk sound?"
-                )

@@ -7,6 +7,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ _T = TypeVar("_T")
 
 
 def chunks(
-    sources: Sequence[Source], nbytes: int = 16 << 20, *, dtype: torch.dtype = torch.float32
+    sources: Sequence[Source], nbytes: int = 1 << 20, *, dtype: torch.dtype = torch.float32
 ) -> Iterator[Blocks]:
     """The same rows of every source, about `nbytes` of each at a time, in `dtype` and freshly allocated.
 
@@ -40,22 +41,29 @@ def chunks(
 
 
 def _read(sources: Sequence[Source], nbytes: int, dtype: torch.dtype) -> Iterator[Blocks]:
-    shape = sources[0].shape
-    height = math.prod(shape[:-1]) if len(shape) > 2 else (shape[0] if shape else 1)
-    step = max(1, nbytes // (dtype.itemsize * max(1, math.prod(shape) // height)))
-    for first in range(0, height, step):
-        part = slice(first, first + step)
-        yield tuple(_finite(source, first, _rows(source, part).to(dtype)) for source in sources)
+    shape = _flat(sources[0].shape)
+    step = max(1, nbytes // (dtype.itemsize * math.prod(shape[1:])))
+    with ExitStack() as stack:
+        readers = [_reader(source, stack) for source in sources]
+        for first in range(0, shape[0] if shape else 1, step):
+            part = slice(first, first + step)
+            yield tuple(
+                _finite(source, first, read(part).to(dtype))
+                for source, read in zip(sources, readers, strict=True)
+            )
 
 
-def _rows(source: Source, part: slice) -> torch.Tensor:
-    shape = source.shape
-    if not shape:
-        return source.read()
-    if len(shape) <= 2:
-        return source.read(part)
-    flat = dataclasses.replace(source.info, shape=(math.prod(shape[:-1]), shape[-1]))
-    return flat.read(part)
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 2 else shape
+
+
+def _reader(source: Source, stack: ExitStack) -> Callable[[slice], torch.Tensor]:
+    """What reads rows of a source; its file stays open as long as `stack`."""
+    if source.order is not None:
+        return source.read
+    info = dataclasses.replace(source.info, shape=_flat(source.shape))
+    stream = stack.enter_context(info.file.open("rb", buffering=0))
+    return lambda part: info.read(part if info.shape else None, stream)
 
 
 def _finite(source: Source, first: int, block: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,11 @@ class TensorInfo:
         """Whether the numbers are floating-point (and so can be NaN)."""
         return self.torch_dtype.is_floating_point
 
-    def read(self, rows: slice | None = None) -> torch.Tensor:
-        """The tensor, or the rows `rows` (step 1) of its first axis, in the file's dtype."""
+    def read(self, rows: slice | None = None, stream: FileIO | None = None) -> torch.Tensor:
+        """The tensor, or the rows `rows` (step 1) of its first axis, in the file's dtype.
+
+        Who reads many times may keep the file open, as `stream`.
+        """
         if rows is None or not self.shape:
             shape, start = self.shape, self.start
         else:
@@ -81,7 +85,7 @@ class TensorInfo:
             start = self.start + first * self.row_bytes
         tensor = torch.empty(shape, dtype=self.torch_dtype)
         if tensor.numel():
-            read_into(self.file, start, as_bytes(tensor))
+            read_into(self.file, start, as_bytes(tensor), stream)
         return tensor
 
     def blocks(self, nbytes: int = 16 << 20) -> Iterator[tuple[int, torch.Tensor]]:
@@ -99,15 +103,17 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
     return _bits(tensor).numpy().data
 
 
-def read_into(file: Path, start: int, target: memoryview) -> None:
-    """Fill `target` with the bytes of `file` from `start` on."""
-    with file.open("rb", buffering=0) as stream:
-        done = 0
-        while done < len(target):
-            count = os.preadv(stream.fileno(), [target[done : done + (1 << 30)]], start + done)
-            if count == 0:
-                raise ModelError(f"{file}: ends at byte {start + done}, although its header promises more")
-            done += count
+def read_into(file: Path, start: int, target: memoryview, stream: FileIO | None = None) -> None:
+    """Fill `target` with the bytes of `file`, open as `stream` or not yet, from `start` on."""
+    if stream is None:
+        with file.open("rb", buffering=0) as opened:
+            return read_into(file, start, target, opened)
+    done = 0
+    while done < len(target):
+        count = os.preadv(stream.fileno(), [target[done : done + (1 << 30)]], start + done)
+        if count == 0:
+            raise ModelError(f"{file}: ends at byte {start + done}, although its header promises more")
+        done += count
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
