@@ -59,6 +59,7 @@ _FOCUS = "Dobler and de Melo 2023, arXiv:2305.14481"
 _ILHARCO = "Ilharco et al. 2023, arXiv:2212.04089"
 _TIES = "Yadav et al. 2023, arXiv:2306.01708"
 _CRUMBS = "Davari and Belilovsky 2024, arXiv:2312.06795"
+_LAYERSWAP = "Bandarkar et al. 2025, arXiv:2410.01335"
 _FAST_ALIGN = "Dyer et al. 2013, NAACL"
 
 METHODS: dict[str, Method] = _rows(
@@ -111,6 +112,18 @@ METHODS: dict[str, Method] = _rows(
     ("merge/passthrough", "calque.merge.passthrough:passthrough", "stack layers", "Kim et al. 2024"),
     ("merge/pcb", "calque.merge.pcb:pcb", "weigh every parameter of every model", "Du et al. 2024"),
     ("merge/widen", "calque.merge.widen:widen", "rank changes inside each model", "Yu et al. 2024 (WIDEN)"),
+    (
+        "merge/layerswap",
+        "calque.merge.layerswap:layerswap",
+        "outer layers of a language expert around a task expert",
+        _LAYERSWAP,
+    ),
+    (
+        "merge/layerswap_search",
+        "calque.merge.layerswap_search:layerswap_search",
+        "search the layers to swap on validation texts",
+        _LAYERSWAP,
+    ),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),
     (
@@ -126,6 +139,7 @@ METHODS: dict[str, Method] = _rows(
         "",
     ),
     ("evaluate/floors", "calque.evaluate.floors:floors", "what no model at all would reach", ""),
+    ("analyze/shift", "calque.analyze.shift:shift", "where tuned models moved, layer by role", _LAYERSWAP),
 )
 
 

@@ -1,0 +1,1 @@
+"""What models are like inside, and how two of them differ."""
