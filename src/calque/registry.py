@@ -124,6 +124,7 @@ METHODS: dict[str, Method] = _rows(
         "search the layers to swap on validation texts",
         _LAYERSWAP,
     ),
+    ("merge/run", "calque.merge.run:run", "do what a mergekit YAML file says", ""),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),
     (

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from calque.model.checkpoint import Checkpoint
+from calque.model.tensors import DTYPES
 
 from .. import tiny
 
@@ -74,3 +75,17 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
 def close(one: Checkpoint, other: Checkpoint, atol: float = 1e-6) -> bool:
     """Whether two checkpoints agree within rounding."""
     return all(torch.allclose(one.read(n).float(), other.read(n).float(), atol=atol) for n in one.tensors)
+
+
+def computed(rewrite) -> dict[str, torch.Tensor]:
+    """Every tensor that a rewrite would write, without writing it."""
+    for one in rewrite.passes:
+        one.run()
+    return {row.name: _values(row) for row in rewrite.rows}
+
+
+def _values(row) -> torch.Tensor:
+    if row.function is None:
+        return row.inputs[0].read()
+    blocks = [block.reshape(-1) for block in row.function(*row.inputs)]
+    return torch.cat(blocks).reshape(row.shape).to(DTYPES[row.dtype])

@@ -51,6 +51,11 @@ def passthrough(base: Checkpoint, tuned: Sequence[Checkpoint] = (), *, slices: S
     return Rewrite(base=base, rows=rows, config=stacked_config(base, stack), notes=notes)
 
 
+def comes_last(role: str) -> bool:
+    """Whether a tensor outside the layers stands behind them."""
+    return role.startswith(_LAST)
+
+
 @dataclass(frozen=True)
 class Slice:
     """Layers first to end - 1 of one model."""
@@ -117,7 +122,7 @@ def places(stack: Sequence[Slice]) -> Iterator[Place]:
     _check_alike(stack)
     first, last = stack[0], stack[-1]
     for name, role in _outside(first.model):
-        if not role.startswith(_LAST):
+        if not comes_last(role):
             yield Place(name, Source(first.model, name), 0, 0.0)
     layer = 0
     for index, part in enumerate(stack):
@@ -129,7 +134,7 @@ def places(stack: Sequence[Slice]) -> Iterator[Place]:
                 yield Place(target, Source(part.model, name), index, where)
             layer += 1
     for name, role in _outside(last.model):
-        if role.startswith(_LAST):
+        if comes_last(role):
             yield Place(name, Source(last.model, name), len(stack) - 1, 0.0)
 
 
