@@ -84,6 +84,8 @@ def write_tensors(
     for entry in journal.done.values():
         for name, count in entry.get("counts", {}).items():
             counts[name] = counts.get(name, 0) + count
+    for name, count in counts.items():
+        say(f"{label}: {name}: {count} of {len(rows)} tensors")
     _write_index(files, journal.folder)
     return {name: known[name].get("found", {}) for name in by_name}
 

@@ -17,7 +17,7 @@ from calque.merge.linear import linear_row, normalized
 from calque.merge.mergekit import Entry, File, OutSlice
 from calque.merge.model_stock import stock_row
 from calque.merge.rewrite import Rewrite, Row, Source
-from calque.merge.slerp import Lines, slerp_row
+from calque.merge.slerp import slerp_row
 from calque.merge.stream import chunks
 from calque.merge.task_vector import Numbers, Part, Rule, rows
 from calque.model.checkpoint import Checkpoint
@@ -78,11 +78,10 @@ def _merged(file: File, models: dict[str, Checkpoint], seed: int) -> Rewrite:
     base, *others = models.values()
     inputs = line_up(base, others, vocabulary=_vocabulary(file, refs[0]))
     targets = list(_targets(file, inputs, refs))
-    lines = Lines(len(targets))
-    made = tuple(_row(file, target, refs, lines, seed) for target in targets)
-    whole = inputs.rewrite(
-        [row for row in made if row.name in base.tensors], notes={"straight_lines": lines.names}
-    )
+    counts: dict[str, int] = {}
+    made = tuple(_row(file, target, refs, counts, seed) for target in targets)
+    whole = inputs.rewrite([row for row in made if row.name in base.tensors])
+    whole = dataclasses.replace(whole, counts=counts)
     if {row.name for row in made} == set(inputs.names):
         return whole
     stack = [_slice_of(part, models) for part in file.slices]
@@ -139,7 +138,7 @@ def _sources(
     )
 
 
-def _row(file: File, target: Target, refs: Sequence[str], lines: Lines, seed: int) -> Row:
+def _row(file: File, target: Target, refs: Sequence[str], counts: dict[str, int], seed: int) -> Row:
     entries = _entries(file, target.part)
     base = target.part.base or file.base
     dtype = mergekit.DTYPES[file.dtype] if file.dtype else target.sources[0].info.dtype
@@ -154,7 +153,7 @@ def _row(file: File, target: Target, refs: Sequence[str], lines: Lines, seed: in
     if file.method == "slerp":
         if len(tuned) != 1:
             raise ConfigError(f"{file.path}: slerp goes between two models, not {len(entries)}")
-        return slerp_row(target.name, dtype, (first, *tuned), float(_value(file, target, "t")), lines)
+        return slerp_row(target.name, dtype, (first, *tuned), float(_value(file, target, "t")), counts)
     if file.method == "model_stock":
         if len(tuned) < 2:
             raise ConfigError(f"{file.path}: model_stock needs two models besides the base")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Annotated
 
 import torch
@@ -15,10 +16,10 @@ from calque.merge.stream import chunks
 from calque.merge.survey import Blocks, pieces
 from calque.merge.task_vector import held
 from calque.model.checkpoint import Checkpoint
-from calque.progress import say
 
 _PARALLEL = 0.9995  # |cosine| from which the arc is taken for a line
 _TINY = 1e-8
+_LINE = f"slerp: straight line instead of the arc, |cos| > {_PARALLEL}"
 
 
 def slerp(
@@ -57,42 +58,25 @@ def slerp(
         Between tensors of equal length the result has that length.
     """
     inputs = line_up(base, [tuned], vocabulary=vocabulary)
-    lines = Lines(len(inputs.names))
+    counts: dict[str, int] = {}
     rows = tuple(
-        slerp_row(name, inputs.sources(name)[0].info.dtype, inputs.sources(name), t, lines)
+        slerp_row(name, inputs.sources(name)[0].info.dtype, inputs.sources(name), t, counts)
         for name in inputs.names
     )
-    return inputs.rewrite(rows, notes={"method": "slerp", "t": t, "straight_lines": lines.names})
+    return dataclasses.replace(inputs.rewrite(rows, notes={"method": "slerp", "t": t}), counts=counts)
 
 
-class Lines:
-    """Counts the tensors for which a straight line was taken, and says it after the last one."""
-
-    def __init__(self, tensors: int) -> None:
-        self.names: list[str] = []
-        self._left = tensors
-        self._all = tensors
-
-    def seen(self, name: str, straight: bool) -> None:
-        """Note one tensor."""
-        if straight:
-            self.names.append(name)
-        self._left -= 1
-        if self._left == 0 and self.names:
-            say(
-                f"slerp: {len(self.names)} of {self._all} tensors are nearly parallel (|cos| > {_PARALLEL}); "
-                "they were interpolated along a straight line"
-            )
-
-
-def slerp_row(name: str, dtype: str, sources: Sequence[Source], t: float, lines: Lines) -> Row:
-    """The row of one interpolated tensor."""
+def slerp_row(
+    name: str, dtype: str, sources: Sequence[Source], t: float, counts: MutableMapping[str, int]
+) -> Row:
+    """The row of one interpolated tensor; `counts` learns when a straight line was taken."""
     shape = sources[0].shape
 
     def function(*inputs: Source) -> Iterator[torch.Tensor]:
         stream = held(lambda: chunks(inputs), math.prod(shape) * 2)
         first, second, straight = coefficients(t, _cosine(stream))
-        lines.seen(name, straight)
+        if straight:
+            counts[_LINE] = counts.get(_LINE, 0) + 1
         for one, other in stream():
             for a, b in pieces((one, other)):
                 a.mul_(first).add_(b, alpha=second)
