@@ -209,6 +209,19 @@ def show(name: str) -> None:
     click.echo(f"{row.name} = {row.entry.replace(':', '.')}\n\n{registry.contract(row.load()).doc}")
 
 
+@cli.command(epilog=examples("calque diff base/ tuned/\ncalque diff base/ tuned/ --json"))
+@click.argument("one")
+@click.argument("other")
+@_JSON
+def diff(one: str, other: str, as_json: bool) -> None:
+    """What differs between two checkpoints: tensors, tokenizer, configuration."""
+    from calque.analyze import diff as job
+    from calque.model.checkpoint import Checkpoint
+
+    table = job.diff(Checkpoint.open(one), Checkpoint.open(other))
+    click.echo(json.dumps(list(table.rows()), indent=1) if as_json else job.to_text(table))
+
+
 @cli.command(epilog=examples("calque report out/"))
 @click.argument("out", type=click.Path(path_type=Path))
 def report(out: Path) -> None:

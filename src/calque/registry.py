@@ -59,6 +59,7 @@ _FOCUS = "Dobler and de Melo 2023, arXiv:2305.14481"
 _ILHARCO = "Ilharco et al. 2023, arXiv:2212.04089"
 _TIES = "Yadav et al. 2023, arXiv:2306.01708"
 _CRUMBS = "Davari and Belilovsky 2024, arXiv:2312.06795"
+_LORA = "Hu et al. 2022, arXiv:2106.09685"
 _LAYERSWAP = "Bandarkar et al. 2025, arXiv:2410.01335"
 _FAST_ALIGN = "Dyer et al. 2013, NAACL"
 
@@ -125,6 +126,13 @@ METHODS: dict[str, Method] = _rows(
         _LAYERSWAP,
     ),
     ("merge/run", "calque.merge.run:run", "do what a mergekit YAML file says", ""),
+    ("merge/fold", "calque.merge.fold:fold", "fold a PEFT adapter into its base", _LORA),
+    (
+        "merge/extract_lora",
+        "calque.merge.extract_lora:extract_lora",
+        "the difference of two checkpoints as a low-rank adapter",
+        _LORA,
+    ),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),
     (
@@ -140,6 +148,7 @@ METHODS: dict[str, Method] = _rows(
         "",
     ),
     ("evaluate/floors", "calque.evaluate.floors:floors", "what no model at all would reach", ""),
+    ("analyze/diff", "calque.analyze.diff:diff", "what differs between two checkpoints", ""),
     ("analyze/shift", "calque.analyze.shift:shift", "where tuned models moved, layer by role", _LAYERSWAP),
 )
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."  # before every name in an adapter's files
+STORED_TRANSPOSED = frozenset({"gpt2"})  # architectures whose matrices are stored (in, out)
 _PLAIN_STARTS = frozenset({True, False, "gaussian", "orthogonal", "eva", "pissa", "olora"})
 
 
@@ -130,7 +131,7 @@ def _check_fit(
     modules = dict(model.named_modules())
     for name, info in tensors.items():
         for side in ("lora_A", "lora_B"):
-            path, found, _ = name.removeprefix(_PREFIX).partition(f".{side}.")
+            path, found, _ = name.removeprefix(PREFIX).partition(f".{side}.")
             if not found or len(info.shape) != 2:
                 continue
             weight = getattr(modules.get(path), "weight", None)

@@ -96,11 +96,14 @@ def _near(path: Path, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def folded_adapter(adapter: Path) -> Path:
-    """The plain folder of a PEFT adapter folded into its base: W + scale * B A in float32, rounded once."""
+def folded_adapter(adapter: Path, base: Path | None = None) -> Path:
+    """The plain folder of a PEFT adapter folded into its base: W + scale * B A in float32, rounded once.
+
+    Without `base` into the one that its configuration names.
+    """
     from calque.model.adapter import fold, read_base
 
-    base = resolve_model(read_base(adapter))
+    base = base or resolve_model(read_base(adapter))
     target = _cached(f"folded-{_stamp(adapter, base)}")
     with locked(target.with_suffix(".lock")):
         if not target.is_dir():
