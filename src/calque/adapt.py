@@ -144,7 +144,7 @@ def plan(
     if replay is None:
         replay = REPLAY if rehearsal else 0.0
     steps = _texts(target, known, text, parallel, source_text)
-    scored = {"heldout": "heldout", **({known.short: "source_heldout"} if rehearsal else {})}
+    scored = {"heldout": "heldout", **({"source": "source_heldout"} if rehearsal else {})}
     for name, ref in (tests or {}).items():
         language, equals, path = ref.rpartition("=")
         key = f"test_{name}"
@@ -248,7 +248,11 @@ def _measuring(
     held = {"heldout": "heldout"}
     return {
         "scores": _step("evaluate/lm", {"systems": systems, "texts": scored}, budget),
-        "floors": _step("evaluate/floors", {"texts": scored, "training": "text", "tokenizers": both}, budget),
+        "floors": _step(
+            "evaluate/floors",
+            {"texts": scored, "training": "text", "tokenizers": both},
+            {**budget, "compressors": ["zstd"]},  # xz compresses the whole text anew for each document
+        ),
         "tokenization": _step("evaluate/tokenization", {"tokenizers": both, "texts": scored}, budget),
         "generation": _step("evaluate/generation", {"systems": {n: systems[n] for n in both}, "texts": held}),
     }

@@ -201,7 +201,7 @@ class Checkpoint:
         if build is transformers.AutoModelForCausalLM:
             settings["trust_remote_code"] = False
         try:
-            with _quiet_loading():
+            with quiet():
                 loaded: Any = build.from_pretrained(self.folder, output_loading_info=True, **settings)
         except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
             raise ModelError(f"{self.folder}: transformers can not build this model: {error}") from error
@@ -222,8 +222,8 @@ class Checkpoint:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """What transformers would print about missing tensors is said as an error, and only once."""
+def quiet() -> Iterator[None]:
+    """Transformers prints nothing: what is wrong is said as an error, once, and its bars are not ours."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

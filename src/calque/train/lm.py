@@ -17,7 +17,7 @@ from calque.data.pack import Pieces, pack
 from calque.disk import fingerprint, new_folder, read_json, write_json
 from calque.errors import ConfigError, ModelError
 from calque.machine import has_bf16
-from calque.model.checkpoint import Checkpoint
+from calque.model.checkpoint import Checkpoint, quiet
 from calque.model.files import companions
 from calque.progress import say
 from calque.train.causal import causal_objective
@@ -210,7 +210,8 @@ def _write(base: Checkpoint, model: Any, work: Path, notes: dict[str, Any]) -> C
     if not all(torch.isfinite(p).all() for p in model.parameters()):
         raise ModelError("training ended with weights that are not numbers; nothing was written")
     with new_folder(work / RESULT) as folder:
-        model.to(device="cpu", dtype=dtype).save_pretrained(folder)
+        with quiet():
+            model.to(device="cpu", dtype=dtype).save_pretrained(folder)
         for path in companions(base.folder):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base.folder / path, folder / path)
