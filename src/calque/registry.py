@@ -112,6 +112,7 @@ METHODS: dict[str, Method] = _rows(
     ),
     ("merge/passthrough", "calque.merge.passthrough:passthrough", "stack layers", "Kim et al. 2024"),
     ("merge/pcb", "calque.merge.pcb:pcb", "weigh every parameter of every model", "Du et al. 2024"),
+    ("merge/pcb_search", "calque.merge.pcb_search:pcb_search", "pcb with searched scales", "Du et al. 2024"),
     ("merge/widen", "calque.merge.widen:widen", "rank changes inside each model", "Yu et al. 2024 (WIDEN)"),
     (
         "merge/layerswap",
@@ -132,6 +133,12 @@ METHODS: dict[str, Method] = _rows(
         "calque.merge.extract_lora:extract_lora",
         "the difference of two checkpoints as a low-rank adapter",
         _LORA,
+    ),
+    (
+        "merge/recurse",
+        "calque.merge.recurse:recurse",
+        "tie layers into a loop with low-rank residuals",
+        "Bae et al. 2025, arXiv:2410.20672",
     ),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),

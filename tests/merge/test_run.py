@@ -215,7 +215,8 @@ WRONG = {
         {"merge_method": "model_stock", "base_model": "base", "models": [{"model": "A"}]}, "two models"),
     "wrong dtype": ({"merge_method": "linear", "models": [A, B], "dtype": "int3"}, "int3"),
     "tokens": (
-        {"merge_method": "linear", "models": [A, B], "tokenizer": {"source": "union", "tokens": {}}}, "token"),
+        {"merge_method": "linear", "models": [A, B], "tokenizer": {"source": "union", "tokens": {}}},
+        "token"),
     "two tokenizers": (
         {"merge_method": "linear", "models": [A, B], "tokenizer": {}, "tokenizer_source": "base"}, "either"),
     "chat template": ({"merge_method": "linear", "models": [A, B], "chat_template": "auto"}, "template"),

@@ -29,7 +29,7 @@ def linear(
 ) -> Rewrite:
     """Average models: sum of w_i theta_i, divided by the sum of the weights.
 
-    Sums are taken in float32 for 16-bit output and in float64 for wider, and rounded once.
+    Sums are taken in float64.
 
     Args:
         base: Gives configuration and tokenizer, and takes part with `base_weight`.
@@ -105,12 +105,17 @@ def linear_row(name: str, dtype: str, sources: Sequence[Source], factors: Sequen
 
 
 def _sum(piece: Blocks, weights: Sequence[float]) -> None:
-    """Add up in place, in the first."""
+    """Add up in float64, into the first.
+
+    Weighted sums of 16-bit numbers often lie half-way between two 16-bit numbers; in float32 a sum's own
+    error would then decide.
+    """
     first, *others = piece
+    total = first.double()
     if len(others) == 1 and abs(sum(weights) - 1) < 1e-12:
-        first.lerp_(others[0], weights[1])
-        return
-    if weights[0] != 1:
-        first.mul_(weights[0])
-    for other, weight in zip(others, weights[1:], strict=True):
-        first.add_(other, alpha=weight)
+        total.lerp_(others[0].double(), weights[1])
+    else:
+        total.mul_(weights[0])
+        for other, weight in zip(others, weights[1:], strict=True):
+            total.add_(other.double(), alpha=weight)
+    first.copy_(total)

@@ -209,12 +209,20 @@ class Contest:
 
     def rows(self, merge: Callable[[list[torch.Tensor]], torch.Tensor]) -> tuple[Row, ...]:
         """Rows with `merge` of the models' shares added to the base."""
+        return self._rows(lambda base, parts: base.add_(merge(parts)))
+
+    def share_rows(self, model: int) -> tuple[Row, ...]:
+        """Rows of one model's share of the merged task vector, in float32."""
+        made = self._rows(lambda base, parts: base.copy_(parts[model]))
+        return tuple(dataclasses.replace(row, dtype="F32") for row in made)
+
+    def _rows(self, put: Callable[[torch.Tensor, list[torch.Tensor]], object]) -> tuple[Row, ...]:
+        """Rows that hold what `put` leaves in the base's place, given the base and the models' shares."""
 
         def function(*sources: Source) -> Iterator[torch.Tensor]:
             for base, *tuned in chunks(sources):
                 for piece, *others in pieces((base, *tuned)):
-                    deltas = [other.sub_(piece) for other in others]
-                    piece.add_(merge(shares(deltas, self.limits, self.inter)))
+                    put(piece, shares([other.sub_(piece) for other in others], self.limits, self.inter))
                 yield base
 
         rows = []
