@@ -89,11 +89,16 @@ class Checkpoint:
         nested = self.config.get("text_config")
         return nested if isinstance(nested, Mapping) else self.config
 
+    @property
+    def architecture(self) -> str:
+        """The `model_type` whose names the parameters have; of a looped model that of its layers."""
+        return str(self.config.get("recursion", self.config).get("model_type", ""))
+
     @cached_property
     def layout(self) -> Layout:
         """How this model names its parameters; the generic rule for unknown architectures says so."""
         shapes = {name: info.shape for name, info in self.tensors.items()}
-        found = layout(str(self.config.get("model_type", "")), shapes)
+        found = layout(self.architecture, shapes)
         if not found.family:
             say(
                 f"{self.folder}: architecture '{self.config.get('model_type')}' is not in the table of "
@@ -167,6 +172,10 @@ class Checkpoint:
         """The configuration as transformers understands it, defaults filled in."""
         from transformers import AutoConfig
 
+        if "recursion" in self.config:
+            from calque.model.recursive import full_config
+
+            return full_config(self)
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -195,6 +204,10 @@ class Checkpoint:
         """
         import transformers
 
+        if "recursion" in self.config:
+            from calque.model.recursive import build as build_looped
+
+            return build_looped(self, dtype)
         names = self.config.get("architectures") or ["AutoModelForCausalLM"]
         build: Any = getattr(transformers, str(names[0]), transformers.AutoModelForCausalLM)
         settings = {"dtype": dtype or "auto", "local_files_only": True, "use_safetensors": True}
