@@ -74,7 +74,7 @@ def test_every_row_of_the_comparison_is_there(done):
     table = Table.load(out / "steps/scores/table.parquet")
     systems = {"base", "start", "adapted", "mean start", "random start"}
     assert set(table.values("system")) == systems | {"LoRA, old vocabulary", "full, old vocabulary"}
-    assert set(table.values("task")) == {"lm/heldout", "lm/en"}
+    assert set(table.values("task")) == {"lm/heldout", "lm/source"}
     assert json.loads((out / "steps/trained/manifest.json").read_text())["inputs"]["start"]
 
 
