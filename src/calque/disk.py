@@ -17,6 +17,9 @@ from typing import Any
 from calque.errors import ConfigError, DataError
 
 _CHUNK = 1 << 20
+_LARGE = 16 << 20
+_LANE_BYTES = 1 << 18
+_LANE_FACTOR = 0x9E3779B97F4A7C15  # odd: no word is ever multiplied out of the sum
 
 
 def sha256(path: Path) -> str:
@@ -39,6 +42,34 @@ def fingerprint(path: Path) -> str:
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != "manifest.json"):
         digest.update(f"{file.relative_to(path)}\0{sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """As `fingerprint`, but large files are summed up in a fifteenth of the time.
+
+    Every byte counts, and chance does not make two files agree; someone who wants two files to agree can,
+    so this tells versions apart and proves no origin.
+    """
+    if path.is_file():
+        return _lanes(path) if path.stat().st_size > _LARGE else sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != "manifest.json"):
+        digest.update(f"{file.relative_to(path)}\0{checksum(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _lanes(path: Path) -> str:
+    """SHA-256 over many polynomial sums modulo 2**64, each over every n-th word of the file."""
+    import numpy as np
+
+    sums = np.zeros(_LANE_BYTES // 8, np.uint64)
+    block = np.empty(_LANE_BYTES // 8, np.uint64)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block.data):
+            block.view(np.uint8)[count:] = 0
+            np.multiply(sums, np.uint64(_LANE_FACTOR), out=sums)
+            np.add(sums, block, out=sums)
+    return hashlib.sha256(f"{path.stat().st_size}\0".encode() + sums.tobytes()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -43,7 +43,11 @@ def method_command(row: registry.Method) -> click.Command:
         )
     )
 
-    def callback(out: Path, **given: Any) -> None:
+    if getattr(says.returns, "__name__", "") == "Rewrite":
+        note = "Print what would be read, computed and written, with the estimated time; write nothing."
+        params.append(click.Option(["--dry-run"], is_flag=True, help=note))
+
+    def callback(out: Path, dry_run: bool = False, **given: Any) -> None:
         from calque import runner
 
         of = {
@@ -52,8 +56,11 @@ def method_command(row: registry.Method) -> click.Command:
             if given[m.name] is not None and given[m.name] != ()
         }
         settings = {s.name: given[s.name] for s in says.settings if given[s.name] not in (None, ())}
-        runner.call(row.name, of, settings, out)
-        click.echo(out)
+        if dry_run:
+            click.echo(runner.plan(row.name, of, settings, out))
+        else:
+            runner.call(row.name, of, settings, out)
+            click.echo(out)
 
     required = " ".join(m.name.upper() for m in says.materials if m.required and not _is_many(m.annotation))
     example = f"calque {row.name.replace('/', ' ')} {required} -o out/"

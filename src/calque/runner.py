@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 import types
 import typing
@@ -65,6 +66,17 @@ def call(name: str, of: Mapping[str, Any], settings: Mapping[str, Any], out: Pat
     return out
 
 
+def plan(name: str, of: Mapping[str, Any], settings: Mapping[str, Any], out: Path) -> str:
+    """What `call` would do, for a method that returns a rewrite: nothing is written."""
+    disk.refuse_existing(out)
+    says = registry.contract(registry.method(name).load())
+    checked = says.validate(dict(settings), name)
+    arguments = {m.name: material(of[m.name], m.annotation) for m in says.materials if m.name in of}
+    with tempfile.TemporaryDirectory() as scratch:
+        extra = {"work": Path(scratch)} if says.takes_work else {}
+        return says.function(**arguments, **extra, **checked).plan(out)
+
+
 def _step(recipe: Recipe, step: Step, out: Path, done: Mapping[str, str], label: str) -> str:
     """Run one step unless its manifest says that it is done; returns the fingerprint of its output."""
     says = registry.contract(registry.method(step.do).load())
@@ -80,7 +92,7 @@ def _step(recipe: Recipe, step: Step, out: Path, done: Mapping[str, str], label:
     start = time.monotonic()
     reset_peak_memory()
     staged = _produce(step, says, settings, out, key)
-    output = disk.fingerprint(staged)
+    output = disk.checksum(staged)
     disk.write_json(
         staged / "manifest.json",
         {
@@ -125,17 +137,24 @@ def _produce(step: Step, says: registry.Contract, settings: dict[str, Any], out:
     staged = steps / f".{step.name}.part"
     shutil.rmtree(staged, ignore_errors=True)
     with disk.clear_disk_errors(staged):
-        save(result, staged)
+        save(result, staged, work / "rewrite", key)
     return staged
 
 
-def save(result: Any, folder: Path) -> None:
-    """Put what a method returned into a new folder, each noun in its own way."""
+def save(result: Any, folder: Path, work: Path, key: str) -> None:
+    """Put what a method returned into a new folder, each noun in its own way.
+
+    Args:
+        result: what the method returned.
+        folder: the new folder.
+        work: for what is written piece by piece, and goes on after a kill.
+        key: pins the method, its settings and its material.
+    """
     kind = type(result).__name__
     if kind == "Checkpoint":
         os.rename(result.folder, folder)
     elif kind == "Rewrite":
-        result.write(folder)
+        result.write(folder, work=work, key=key)
     elif kind == "Table":
         folder.mkdir()
         result.save(folder / "table.parquet")
@@ -201,7 +220,7 @@ def _outside(ref: str) -> str:
     path = ref.partition("=")[2] or ref
     parts = [Path(part) for part in path.split(",")]  # a Moses pair is two files
     if all(part.exists() for part in parts):
-        return ",".join(disk.fingerprint(part) for part in parts)
+        return ",".join(disk.checksum(part) for part in parts)
     from calque import assets
 
     pinned = assets.pinned(path)

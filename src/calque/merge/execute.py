@@ -21,7 +21,7 @@ import torch
 
 from calque.disk import write_json
 from calque.errors import ModelError
-from calque.machine import peak_memory
+from calque.machine import keep_freed_memory, peak_memory
 from calque.merge.journal import Journal
 from calque.model.files import INDEX, WEIGHTS
 from calque.model.tensors import DTYPES, TensorInfo, as_bytes, lay_out
@@ -65,6 +65,7 @@ def write_tensors(
     Returns:
         Tensor name -> what `inspect` says about it.
     """
+    keep_freed_memory()
     files = _lay_out(rows, journal.folder)
     by_name = {row.name: row for row in rows}
     known = {name: dict(entry) for name, entry in journal.done.items() if name in by_name}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from calque.errors import ModelError
+from calque.merge.diagnose import SHARE, diagnosis
 from calque.merge.match import Ids, line_up_rows, match_tokens
 from calque.merge.rewrite import Pass, Rewrite, Row, Source
+from calque.merge.transplant import tokenizer_files
+from calque.merge.union import union
 from calque.model.checkpoint import Checkpoint
 from calque.model.slots import Slot
 from calque.model.tensors import DTYPES, same_bytes
@@ -51,10 +53,12 @@ class Inputs:
         tuned: the others.
         names: the floating-point parameters of the output in the base's order; a tied matrix once, buffers
             never.
-        outputs: for each checkpoint the name of its output matrix where the base's has another.
+        aliases: for each checkpoint the names of the base's parameters that it calls otherwise.
         matches: for each checkpoint the ids of the output's tokens there, -1 without one; None when all
             vocabularies are the same.
         rows: rows of the output's embeddings.
+        config: settings of config.json that the common vocabulary changes.
+        tokenizer: files of the common tokenizer, when it is not the base's.
         notes: what lining up found.
     """
 
@@ -64,6 +68,8 @@ class Inputs:
     aliases: tuple[Mapping[str, str], ...]
     matches: tuple[Ids, ...] | None = None
     rows: int = 0
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: Mapping[str, str] | None = None
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def sources(self, name: str) -> tuple[Source, ...]:
@@ -104,6 +110,7 @@ class Inputs:
         passes: Sequence[Pass] = (),
         notes: Mapping[str, Any] | None = None,
         dtype: str | None = None,
+        counts: MutableMapping[str, int] | None = None,
     ) -> Rewrite:
         """The checkpoint made of `rows` and of what is not merged.
 
@@ -112,15 +119,19 @@ class Inputs:
             passes: statistics that the rows need.
             notes: what the method counted.
             dtype: of the merged tensors ("BF16"), for config.json, where `rows` were given another.
+            counts: what the rows' functions count while they run, such as fallbacks.
         """
         written = {row.name: row for row in (*rows, *self.copies())}
         order = [name for name in self.base.tensors if name in written]
         return Rewrite(
             base=self.base,
             rows=tuple(written[name] for name in order),
-            config=_dtype_settings(self.base, dtype) if dtype else {},
-            notes={"inputs": self.notes, **(notes or {})},
+            config={**self.config, **(_dtype_settings(self.base, dtype) if dtype else {})},
+            tokenizer=self.tokenizer,
+            notes={"inputs": self.notes, "sample": f"1/{SHARE} of the rows", **(notes or {})},
             passes=tuple(passes),
+            counts={} if counts is None else counts,
+            inspect=diagnosis(self),
         )
 
 
@@ -147,13 +158,26 @@ def line_up(base: Checkpoint, tuned: Sequence[Checkpoint], *, vocabulary: Vocabu
         for name, info in base.tensors.items()
         if info.is_float and name not in _tied_copies(base) and not is_buffer(base, name)
     )
-    matches, rows, notes = _match(base, tuned, vocabulary)
+    common = _match(base, tuned, vocabulary)
     for other, alias in zip(tuned, aliases[1:], strict=True):
-        _check_shapes(base, other, names, alias, by_token=matches is not None)
+        _check_shapes(base, other, names, alias, by_token=common.matches is not None)
     notes = {
-        "base": str(base.folder), "tuned": [str(t.folder) for t in tuned], "parameters": len(names), **notes
-    }  # fmt: skip
-    return Inputs(base, tuple(tuned), names, tuple(aliases), matches, rows, notes)
+        "base": str(base.folder),
+        "tuned": [str(other.folder) for other in tuned],
+        "parameters": len(names),
+        **common.notes,
+    }
+    return Inputs(
+        base,
+        tuple(tuned),
+        names,
+        tuple(aliases),
+        common.matches,
+        common.rows,
+        common.config,
+        common.tokenizer,
+        notes,
+    )
 
 
 def _dtype_settings(base: Checkpoint, dtype: str) -> dict[str, str]:
@@ -248,42 +272,63 @@ def _check_shapes(
             raise ModelError(f"{two.file}: tensor '{name}' is {two.dtype}; merged can be floating-point only")
 
 
-def _match(
-    base: Checkpoint, tuned: Sequence[Checkpoint], vocabulary: Vocabulary
-) -> tuple[tuple[Ids, ...] | None, int, dict[str, Any]]:
-    """Ids of the output's tokens in every checkpoint; None when all agree id by id."""
+@dataclass(frozen=True)
+class _Common:
+    """The vocabulary of the output and where each model has its tokens."""
+
+    matches: tuple[Ids, ...] | None
+    rows: int
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: Mapping[str, str] | None = None
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _match(base: Checkpoint, tuned: Sequence[Checkpoint], vocabulary: Vocabulary) -> _Common:
+    """Line up the vocabularies; without `matches` when all agree id by id."""
     rows = base.info(base.input_embedding).shape[0]
     sizes = {c.info(c.input_embedding).shape[0] for c in (base, *tuned)}
     if len(sizes) == 1 and all(_same_file(base, other, "tokenizer.json") for other in tuned):
-        return None, rows, {}
+        return _Common(None, rows)
     mine = Tokens.of(base.tokenizer())
     theirs = [Tokens.of(other.tokenizer()) for other in tuned]
-    found = [match_tokens(mine, other) for other in theirs]
-    used = np.array([bool(string) for string in mine.strings])
-    counts = {}
-    for other, tokens, ids in zip(tuned, theirs, found, strict=True):
-        lacking = int(((ids < 0) & used).sum())
-        back = match_tokens(tokens, mine)
-        more = int(((back < 0) & np.array([bool(s) for s in tokens.strings])).sum())
-        if lacking or more:
-            counts[str(other.folder)] = {"lacks": lacking, "has more": more, "shared": int((ids >= 0).sum())}
+    counts = {
+        str(other.folder): found
+        for other, tokens in zip(tuned, theirs, strict=True)
+        if (found := _differences(mine, tokens))
+    }
     if counts and vocabulary is None:
         folder, first = next(iter(counts.items()))
         raise ModelError(
             f"{folder}: its vocabulary differs from that of the base {base.folder}: {first['shared']:,} "
-            f"tokens are shared, {first['lacks']:,} are only in the base, {first['has more']:,} only "
+            f"tokens are shared, {first['only base']:,} are only in the base, {first['only here']:,} only "
             "here. Rows are matched by token; say what to do with the rest: --vocabulary base keeps the "
             "base's tokens, --vocabulary union adds the others"
         )
-    if vocabulary == "union" and counts:
-        raise ModelError("--vocabulary union: not possible for these tokenizers; use --vocabulary base")
-    same_ids = all((ids[used] == np.flatnonzero(used)).all() for ids in found)
+    common = union(mine, theirs) if vocabulary == "union" else mine
+    matches = tuple(match_tokens(common, tokens) for tokens in (mine, *theirs))
+    used = np.array([bool(string) for string in common.strings])
+    same_ids = all((ids[used] == np.flatnonzero(used)).all() for ids in matches)
     if len(sizes) == 1 and not counts and same_ids:
-        return None, rows, {}
-    say(f"vocabularies are lined up by token: {counts or 'the same tokens under other ids or row counts'}")
-    return (np.arange(len(mine)), *found), rows, {"vocabulary": vocabulary, "tokens": counts}
+        return _Common(None, rows)
+    say(f"vocabularies are lined up by token: {counts or 'the same tokens under other ids'}")
+    notes = {"vocabulary": vocabulary, "tokens": counts}
+    if common is mine or len(common) == len(mine):
+        return _Common(matches, rows, notes=notes)
+    grown = max(rows, len(common))
+    size = {"vocab_size": grown}
+    config = size if base.text_config is base.config else {"text_config": size}
+    return _Common(matches, grown, config, tokenizer_files(base, common), notes)
+
+
+def _differences(mine: Tokens, theirs: Tokens) -> dict[str, int]:
+    """How many tokens two vocabularies share and each has alone; empty when they have the same."""
+    found, back = match_tokens(mine, theirs), match_tokens(theirs, mine)
+    lacking = sum(bool(mine.strings[token]) for token in np.flatnonzero(found < 0))
+    more = sum(bool(theirs.strings[token]) for token in np.flatnonzero(back < 0))
+    shared = int((found >= 0).sum())
+    return {"shared": shared, "only base": lacking, "only here": more} if lacking or more else {}
 
 
 def _same_file(base: Checkpoint, other: Checkpoint, name: str) -> bool:
     one, two = base.folder / name, other.folder / name
-    return Path.is_file(one) and Path.is_file(two) and one.read_bytes() == two.read_bytes()
+    return one.is_file() and two.is_file() and one.read_bytes() == two.read_bytes()

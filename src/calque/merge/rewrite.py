@@ -19,9 +19,11 @@ import torch
 
 from calque.disk import new_folder, write_json, write_text
 from calque.errors import ConfigError, DataError, ModelError
+from calque.machine import keep_freed_memory
 from calque.merge.execute import Inspect, nbytes, write_tensors
 from calque.merge.journal import Journal, resumable
 from calque.merge.match import RowOrder
+from calque.merge.plan import describe
 from calque.model.check import check_product, check_same_tokenizer, generation_settings
 from calque.model.checkpoint import Checkpoint
 from calque.model.files import CONFIG, GENERATION, TOKENIZER, companions
@@ -88,6 +90,7 @@ class Pass:
         """Stream all groups through `function`, then call `done`."""
         from calque.merge.stream import chunks
 
+        keep_freed_memory()
         total = sum(source.info.nbytes for group in self.sources for source in group)
         with bar(self.label, total, "B") as shown:
             for index, group in enumerate(self.sources):
@@ -194,6 +197,17 @@ class Rewrite:
             with new_folder(folder) as part:
                 self._fill(Journal(part, None, {}), folder, text)
         return Checkpoint.at(folder)
+
+    def plan(self, folder: Path) -> str:
+        """What `write` would do, in lines for a person: rows, bytes, passes, time; nothing is written.
+
+        Raises:
+            ConfigError: `folder` is one of the inputs.
+            DataError: there is not enough room.
+        """
+        self._refuse_inputs(folder)
+        _refuse_full_disk(folder, self.nbytes)
+        return "\n".join([f"{folder} would be written from {self.base.folder}:", *describe(self)])
 
     def _fill(self, journal: Journal, folder: Path, text: Sequence[str]) -> None:
         """Write and check everything in the journal's folder."""

@@ -77,7 +77,7 @@ def transplant(base: Checkpoint, map: VocabMap, tokenizer: Tokens, text: Corpus 
         rows=rows,
         config=_config(base, ids, len(tokenizer)),
         generation=ids.changes(generation_settings(base)),
-        tokenizer=_tokenizer_files(base, tokenizer),
+        tokenizer=tokenizer_files(base, tokenizer),
         notes={"method": "transplant", "rows": map.counts(), "ids": ids.notes, "dropped": sorted(dropped)},
         sample=_sample(text) if text is not None else (),
     )
@@ -196,7 +196,7 @@ class _IdMap:
         return new
 
 
-def _tokenizer_files(base: Checkpoint, tokenizer: Tokens) -> dict[str, str]:
+def tokenizer_files(base: Checkpoint, tokenizer: Tokens) -> dict[str, str]:
     """Name -> text of the new tokenizer's files, with what they keep from the base's."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
