@@ -135,6 +135,12 @@ METHODS: dict[str, Method] = _rows(
         _LORA,
     ),
     (
+        "merge/upcycle",
+        "calque.merge.upcycle:upcycle",
+        "dense to experts by language family in the last layers",
+        "Zheng et al. 2025, arXiv:2410.10626",
+    ),
+    (
         "merge/recurse",
         "calque.merge.recurse:recurse",
         "tie layers into a loop with low-rank residuals",
