@@ -107,11 +107,19 @@ def _step(recipe: Recipe, step: Step, out: Path, done: Mapping[str, str], label:
             "seconds": round(time.monotonic() - start, 2),
             "peak_memory_mb": round(peak_memory() / 1e6),
             "versions": versions(),
+            **_notes(staged),
         },
     )
     _swap(staged, target)
     shutil.rmtree(_work_folder(out, step), ignore_errors=True)
     return output
+
+
+def _notes(staged: Path) -> dict[str, Any]:
+    """What a rewrite says of itself; its account of every tensor stays in rewrite.json."""
+    file = staged / "rewrite.json"
+    notes = disk.read_json(file) if file.is_file() else {}
+    return {"rewrite": {key: value for key, value in notes.items() if key != "tensors"}} if notes else {}
 
 
 def _produce(step: Step, says: registry.Contract, settings: dict[str, Any], out: Path, key: str) -> Path:

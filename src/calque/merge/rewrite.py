@@ -215,7 +215,11 @@ class Rewrite:
             for one in self.passes:
                 one.run()
         found = write_tensors(
-            self.rows, journal, folder.name.strip("."), counts=self.counts, inspect=self.inspect
+            self.rows,
+            journal,
+            folder.name.strip(".").removesuffix(".part"),
+            counts=self.counts,
+            inspect=self.inspect,
         )
         self._write_company(journal.folder, found)
         computed = {row.name for row in self.rows if row.function is not None}

@@ -66,6 +66,8 @@ class Run:
         found = {path.name: path for path in sorted(folder.glob("steps/*")) if not path.name.startswith(".")}
         order = [*planned, *(name for name in found if name not in planned)]
         steps = tuple(_step(name, found[name], planned.get(name) or {}) for name in order if name in found)
+        if not text and not steps and (folder / "manifest.json").is_file():
+            return cls._of_one(_step(folder.resolve().name, folder, {}))
         if not text and not steps:
             raise DataError(f"{folder} is no run folder: it has neither recipe.yaml nor steps/")
         about = disk.read_json(folder / "run.json") if (folder / "run.json").exists() else {}
@@ -73,6 +75,14 @@ class Run:
         table, notes = _tables(steps)
         missing = tuple(name for name in planned if name not in found)
         return cls(folder, about, recipe, text, steps, missing, table, tuple(notes))
+
+    @classmethod
+    def _of_one(cls, step: Step) -> Run:
+        """The output of a single method, as `calque FAMILY METHOD -o` leaves it."""
+        kept = ("seconds", "peak_memory_mb", "versions")
+        about = {key: step.manifest[key] for key in kept if key in step.manifest}
+        table, notes = _tables((step,))
+        return cls(step.folder, about, {}, "", (step,), (), table, tuple(notes))
 
     def by_family(self, do: str) -> list[Step]:
         """Finished steps whose method begins with these words."""

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from calque.report import charts
+from calque.report.merges import merges
 from calque.report.run import Origin, Run, Step, log, origins
 from calque.report.scores import Text, forgetting, headline, part, scores, texts
 
@@ -251,5 +252,6 @@ def everything(run: Run) -> dict[str, Any]:
         "provenance": provenance(run),
         "writing": writing(run),
         "forgetting": forgetting(run),
+        "merges": merges(run),
         "cost": cost(run),
     }
