@@ -45,8 +45,8 @@ def test_against_sorting(models, density, outliers):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    size=st.integers(1, 300), levels=st.integers(1, 5), density=st.floats(0.01, 0.99), outliers=st.floats(0, 0.99),
-    height=st.integers(1, 40), seed=st.integers(0, 99),
+    size=st.integers(1, 300), levels=st.integers(1, 5), density=st.floats(0.01, 0.99),
+    outliers=st.floats(0, 0.99), height=st.integers(1, 40), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_equal_magnitudes_in_blocks_of_any_height(size, levels, density, outliers, height, seed):
     values = torch.from_numpy(np.random.default_rng(seed).integers(-levels, levels + 1, size)).float()

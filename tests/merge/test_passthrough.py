@@ -66,7 +66,8 @@ def test_notes(models, tmp_path):
 @pytest.mark.parametrize(
     ("slices", "part"),
     [([], "no slices"), (["0-3"], "MODEL:FIRST-END"), (["0:3-3"], "layers 0 to 3"),
-     (["0:0-5"], "layers 0 to 3"), (["2:0-1"], "no model 2"), (["a:0-1"], "MODEL:FIRST-END"), (["0:2-1"], "layers 0 to 3")],
+     (["0:0-5"], "layers 0 to 3"), (["2:0-1"], "no model 2"),
+     (["a:0-1"], "MODEL:FIRST-END"), (["0:2-1"], "layers 0 to 3")],
 )  # fmt: skip
 def test_impossible_slices_are_refused(models, slices, part):
     with pytest.raises(CalqueError, match=part):

@@ -12,7 +12,7 @@ from calque.errors import ConfigError
 from calque.merge.inputs import Vocabulary, line_up
 from calque.merge.rewrite import Rewrite, Row, Source
 from calque.merge.stream import chunks
-from calque.merge.survey import Blocks, pieces
+from calque.merge.survey import CHUNK, Blocks, pieces
 from calque.model.checkpoint import Checkpoint
 
 _WIDE = frozenset({"F32", "F64"})  # output dtypes that float32 sums would not reach
@@ -96,7 +96,7 @@ def linear_row(name: str, dtype: str, sources: Sequence[Source], factors: Sequen
     weights = [factor for _, factor in used]
 
     def function(*inputs: Source) -> Iterator[torch.Tensor]:
-        for blocks in chunks(inputs, dtype=torch.float64 if dtype in _WIDE else torch.float32):
+        for blocks in chunks(inputs, CHUNK, dtype=torch.float64 if dtype in _WIDE else torch.float32):
             for piece in pieces(blocks):
                 _sum(piece, weights)
             yield blocks[0]

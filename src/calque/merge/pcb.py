@@ -17,7 +17,7 @@ from calque.merge.inputs import Inputs, Vocabulary, line_up
 from calque.merge.quantile import OrderStatistic, keys, magnitude_keys
 from calque.merge.rewrite import Pass, Rewrite, Row, Source
 from calque.merge.stream import chunks
-from calque.merge.survey import Blocks, pieces, survey
+from calque.merge.survey import CHUNK, Blocks, pieces, survey
 from calque.model.checkpoint import Checkpoint
 
 Inter = Literal["tanh", "normalized", "pairwise"]
@@ -220,7 +220,7 @@ class Contest:
         """Rows that hold what `put` leaves in the base's place, given the base and the models' shares."""
 
         def function(*sources: Source) -> Iterator[torch.Tensor]:
-            for base, *tuned in chunks(sources):
+            for base, *tuned in chunks(sources, CHUNK):
                 for piece, *others in pieces((base, *tuned)):
                     put(piece, shares([other.sub_(piece) for other in others], self.limits, self.inter))
                 yield base

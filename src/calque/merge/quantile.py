@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 _LIMIT = 1 << 22  # keys held before they are counted together
-_CLUSTER = 16  # neighbours of one tensor are alike: this many samples tell as much as one
+_CLUSTER = 16  # neighbours in a tensor are alike
 
 Keys = NDArray[np.signedinteger]
 
@@ -84,13 +84,13 @@ class OrderStatistic:
         self._pieces: list[NDArray[np.int64]] = []
         self._table = np.empty(0, np.int64), np.empty(0, np.int64)
 
-    def sample(self, keys: Keys) -> None:
-        """Guess the interval from keys drawn from all over the stream."""
+    def sample(self, keys: Keys, alike: int = _CLUSTER) -> None:
+        """Guess the interval from keys drawn from all over the stream; `alike` of them tell as much as one."""
         if not len(keys):
             return
         ordered = np.sort(keys)
         share, count = self.rank / self.size, len(ordered)
-        spread = 5 * math.sqrt(share * (1 - share) * _CLUSTER / count) + _CLUSTER / count
+        spread = 4 * math.sqrt(share * (1 - share) * alike / count) + alike / count
         first, last = math.floor((share - spread) * count), math.ceil((share + spread) * count)
         self.guess = int(ordered[min(count - 1, int(share * count))])
         if first > 0:

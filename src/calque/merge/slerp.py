@@ -13,7 +13,7 @@ from annotated_types import Interval
 from calque.merge.inputs import Vocabulary, line_up
 from calque.merge.rewrite import Rewrite, Row, Source
 from calque.merge.stream import chunks
-from calque.merge.survey import Blocks, pieces
+from calque.merge.survey import CHUNK, Blocks, pieces
 from calque.merge.task_vector import held
 from calque.model.checkpoint import Checkpoint
 
@@ -73,7 +73,7 @@ def slerp_row(
     shape = sources[0].shape
 
     def function(*inputs: Source) -> Iterator[torch.Tensor]:
-        stream = held(lambda: chunks(inputs), math.prod(shape) * 2)
+        stream = held(lambda: chunks(inputs, CHUNK), math.prod(shape) * 2)
         first, second, straight = coefficients(t, _cosine(stream))
         if straight:
             counts[_LINE] = counts.get(_LINE, 0) + 1

@@ -18,6 +18,7 @@ from calque.merge.rewrite import Pass, Source
 from calque.merge.stream import chunks
 
 PIECE = 1 << 16  # entries worked on at once: a few such blocks stay in the processor's cache
+CHUNK = 1 << 20  # bytes of a tensor read at once, in float32: what several operations go over should be near
 _SMALL = 1 << 22  # streams up to this length are simply collected
 _SHARE = 128  # one row in so many is sampled
 _PLACES = 4  # from so many places of a tensor
@@ -61,7 +62,7 @@ def survey(
         missing = [[s for s in ones if not s.close()] for ones in statistics]
         while any(missing):
             for index, group in enumerate(sources):
-                for blocks in chunks(group):
+                for blocks in chunks(group, CHUNK):
                     look(blocks, index, missing)
             missing = [[s for s in ones if not s.close()] for ones in missing]
         done()

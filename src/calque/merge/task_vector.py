@@ -25,7 +25,7 @@ from calque.merge.inputs import Inputs
 from calque.merge.quantile import OrderStatistic, magnitude_keys
 from calque.merge.rewrite import Pass, Row, Source
 from calque.merge.stream import chunks
-from calque.merge.survey import Blocks, pieces, survey
+from calque.merge.survey import CHUNK, Blocks, pieces, survey
 
 Elect = Literal["none", "sum", "count"]
 Rescale = Literal["none", "density", "l1"]
@@ -102,20 +102,29 @@ def _row(part: Part, rule: Rule, cuts: Cuts | None) -> Row:
         stream = replay(sources, part.size)
         factors = _factors(part, rule, _trimmers(part, rule, cuts, stream), stream)
         trimmers = _trimmers(part, rule, cuts, stream)
-        for base, *deltas in stream():
-            trimmed = [trim(delta) for trim, delta in zip(trimmers, deltas, strict=True)]
-            for piece in pieces((base, *trimmed)):
+        by_row = rule.trim == "ranked"
+        for blocks in stream():
+            if by_row:
+                _trim(trimmers, blocks)
+            for piece in pieces(blocks):
+                if not by_row:
+                    _trim(trimmers, piece)
                 _combine(piece, part.numbers, factors, rule)
-            yield base
+            yield blocks[0]
 
     return Row(part.name, part.dtype, part.shape, part.sources, function)
+
+
+def _trim(trimmers: Sequence[trims.Trimmer], blocks: Blocks) -> None:
+    for trim, delta in zip(trimmers, blocks[1:], strict=True):
+        trim(delta)
 
 
 def replay(sources: Sequence[Source], size: int) -> Callable[[], Iterator[Blocks]]:
     """The tensor as blocks (base, differences...), from the start at every call."""
 
     def read() -> Iterator[Blocks]:
-        for base, *tuned in chunks(sources):
+        for base, *tuned in chunks(sources, CHUNK):
             yield base, *(block.sub_(base) for block in tuned)
 
     return held(read, size * len(sources))
@@ -204,10 +213,12 @@ def _combine(piece: Blocks, numbers: Numbers, factors: Sequence[float], rule: Ru
         agreeing = delta.mul_(sign).clamp_(min=0)  # what points the other way becomes 0
         mixed += agreeing
         if rule.normalize:
-            divisor.add_(agreeing > 0, alpha=weight)
+            divisor.add_(agreeing.sign_(), alpha=weight)
     mixed *= sign
     if rule.normalize:
-        mixed /= divisor.masked_fill_(divisor == 0, 1)
+        # Where nothing takes part 0 is divided, by anything but 0; weights of both signs may cancel as well.
+        positive = min(numbers.weights) > 0
+        mixed /= divisor.clamp_(min=1e-30) if positive else divisor.masked_fill_(divisor == 0, 1)
     base.add_(mixed, alpha=numbers.scale)
 
 
@@ -216,7 +227,7 @@ def _elected(deltas: Sequence[torch.Tensor], elect: Elect) -> torch.Tensor:
     total = torch.zeros_like(deltas[0])
     for delta in deltas:
         total += delta if elect == "sum" else delta.sign()
-    return (total >= 0).to(total.dtype).mul_(2).sub_(1)
+    return torch.copysign(torch.ones(()), total)
 
 
 def global_cuts(parts: Sequence[Part], density: Sequence[float]) -> tuple[Pass | None, Cuts]:
@@ -260,6 +271,6 @@ def _shared_out(parts: Sequence[Part], statistic: OrderStatistic, model: int) ->
             ties = statistic.hits.get(index, 0)
         else:
             base, tuned = part.sources[0], part.sources[model + 1]
-            ties = sum(int(((t - b).abs() == whole.value).sum()) for b, t in chunks((base, tuned)))
+            ties = sum(int(((t - b).abs() == whole.value).sum()) for b, t in chunks((base, tuned), CHUNK))
         yield trims.Cut(whole.value, None if ties <= left else left)
         left -= min(ties, left)

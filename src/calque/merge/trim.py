@@ -74,7 +74,8 @@ def largest(deltas: Deltas, size: int, kept: int) -> Cut | None:
     if kept >= size:
         return Cut(0.0)
     statistic = OrderStatistic(size - kept, size)
-    statistic.sample(np.concatenate([magnitude_keys(b.reshape(-1)[::61].contiguous()) for b in deltas()]))
+    drawn = [magnitude_keys(block.reshape(-1)[::31].contiguous()) for block in deltas()]
+    statistic.sample(np.concatenate(drawn), alike=1)
     search([statistic], lambda: (magnitude_keys(piece) for b in deltas() for piece in b.split(1 << 16)))
     return cut_of(statistic)
 
