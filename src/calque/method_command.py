@@ -26,12 +26,11 @@ def method_command(row: registry.Method) -> click.Command:
         if m.required and not _is_many(m.annotation):
             params.append(click.Argument([m.name], metavar=m.name.upper()))
         else:
-            note = " NAME=REF, may be given several times." if _is_mapping(m.annotation) else ""
             many = _is_many(m.annotation)
+            metavar = "NAME=REF" if _is_mapping(m.annotation) else "REF"
+            text = f"{m.help}  [repeatable]" if many else m.help
             params.append(
-                click.Option(
-                    [_flag(m.name)], required=m.required, multiple=many, metavar="REF", help=m.help + note
-                )
+                click.Option([_flag(m.name)], required=m.required, multiple=many, metavar=metavar, help=text)
             )
     params += [_setting_option(s) for s in says.settings]
     params.append(
@@ -62,15 +61,25 @@ def method_command(row: registry.Method) -> click.Command:
             runner.call(row.name, of, settings, out)
             click.echo(out)
 
-    required = " ".join(m.name.upper() for m in says.materials if m.required and not _is_many(m.annotation))
-    example = f"calque {row.name.replace('/', ' ')} {required} -o out/"
     return click.Command(
         row.name.split("/")[1],
         params=params,
         callback=callback,
-        help=f"{_help_text(says)}\n\n{examples(example)}",
+        help=f"{_help_text(says)}\n\n{examples(_example(row, says))}",
         short_help=row.act,
     )
+
+
+def _example(row: registry.Method, says: registry.Contract) -> str:
+    """The shortest call that can be right: everything that is required."""
+    words = ["calque", *row.name.split("/")]
+    words += [m.name.upper() for m in says.materials if m.required and not _is_many(m.annotation)]
+    for m in says.materials:
+        if m.required and _is_many(m.annotation):
+            given = ("NAME=REF",) if _is_mapping(m.annotation) else ("A", "B")
+            words += [word for value in given for word in (_flag(m.name), value)]
+    words += [word for s in says.settings if s.required for word in (_flag(s.name), s.name.upper())]
+    return " ".join([*words, "-o", "out/"])
 
 
 def _help_text(says: registry.Contract) -> str:
@@ -95,18 +104,16 @@ def _setting_option(setting: registry.Parameter) -> click.Option:
     flag = _flag(setting.name)
     if bare is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=text)
-    if typing.get_origin(bare) is typing.Literal:
-        choices = [str(c) for c in typing.get_args(bare)]
-        return click.Option([flag], type=click.Choice(choices), required=setting.required, help=text)
-    name = getattr(bare, "__name__", str(bare)).upper().replace("STR", "TEXT")
-    bounds = _bounds(notes)
-    metavar = f"{name} {bounds}" if bounds else name
+    many = _is_many(bare) and not _is_mapping(bare)
+    element = _unannotated(typing.get_args(bare)[0])[0] if many else bare
+    if many:
+        text += "  [repeatable]"
+    name = getattr(element, "__name__", str(element)).upper().replace("STR", "TEXT")
+    metavar, choice = f"{name} {_bounds(notes)}".strip(), None
+    if typing.get_origin(element) is typing.Literal:
+        metavar, choice = None, click.Choice([str(c) for c in typing.get_args(element)])
     return click.Option(
-        [flag],
-        required=setting.required,
-        multiple=_is_many(bare) and not _is_mapping(bare),
-        metavar=metavar,
-        help=text,
+        [flag], required=setting.required, multiple=many, metavar=metavar, type=choice, help=text
     )
 
 
