@@ -85,7 +85,7 @@ class OrderStatistic:
         self._table = np.empty(0, np.int64), np.empty(0, np.int64)
 
     def sample(self, keys: Keys, alike: int = _CLUSTER) -> None:
-        """Guess the interval from keys drawn from all over the stream; `alike` of them tell as much as one."""
+        """Guess the interval from keys from all over the stream; `alike` of them tell as much as one."""
         if not len(keys):
             return
         ordered = np.sort(keys)
