@@ -67,7 +67,7 @@ def pcb(
         ModelError: The models do not fit together.
 
     Relations:
-        The order of the models does not matter. With scale=0 the result is the base, bit for bit. Two exactly
+        The order of the models does not matter. With scale=0 the result is the base. Two exactly
         opposite models give the base. A parameter that one model keeps takes that model's clamped value.
     """
     factors = checked_scales(scales, len(tuned))

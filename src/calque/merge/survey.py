@@ -20,7 +20,8 @@ from calque.merge.stream import chunks
 PIECE = 1 << 16  # entries worked on at once: a few such blocks stay in the processor's cache
 CHUNK = 1 << 20  # bytes of a tensor read at once, in float32: what several operations go over should be near
 _SMALL = 1 << 22  # streams up to this length are simply collected
-_SHARE = 128  # one row in so many is sampled
+_SHARE = 128  # one row in so many is sampled, fewer of a stream that is longer than
+_SAMPLED = 1 << 30  # so many numbers
 _PLACES = 4  # from so many places of a tensor
 
 Blocks = tuple[torch.Tensor, ...]
@@ -82,11 +83,14 @@ def _sample(
 ) -> None:
     """Give every statistic a first interval, from rows of every tensor."""
     drawn: list[list[Keys]] = [[] for _ in statistics]
+    size = sum(math.prod(group[0].shape) for group in sources)
+    share = max(_SHARE, _SHARE * size // _SAMPLED)
     for group in sources:
         rows = group[0].shape[0] if group[0].shape else 1
-        height = max(1, rows // (_SHARE * _PLACES))
-        for place in range(min(_PLACES, rows)):
-            first = place * rows // _PLACES
+        places = max(1, min(_PLACES, rows // share))
+        height = max(1, rows // (share * places))
+        for place in range(places):
+            first = place * rows // places
             part = slice(first, first + height) if group[0].shape else None
             blocks = tuple(source.read(part).to(torch.float32) for source in group)
             for found, keys in zip(drawn, values(blocks), strict=True):
