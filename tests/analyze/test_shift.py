@@ -80,6 +80,7 @@ def test_zones_go_to_the_expert_that_changed_them(layers, data):
 
 def test_equal_profiles_give_no_layer_away():
     assert best_split([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == (0, 0)
+    assert best_split([1.0, 2.0, 3.0], [1.000001, 2.0, 3.0]) == (0, 0)
 
 
 def test_experts_that_did_not_change_give_no_zones():

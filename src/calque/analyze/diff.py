@@ -154,7 +154,7 @@ def to_text(table: Table) -> str:
             cells.setdefault(row["item"].removeprefix("tensor "), {})[row["metric"]] = row["value"]
     names = ("relative", "norm", "cosine", "moved", "largest")
     ranked = sorted(cells.items(), key=lambda item: -item[1].get("relative", float("inf")))
-    body = [[name, *(f"{values[n]:.4g}" if n in values else "-" for n in names)] for name, values in ranked]
+    body = [[name, *(f"{values[n]:.6g}" if n in values else "-" for n in names)] for name, values in ranked]
     said.sort(key=lambda line: line.startswith("tensor "))
     if not said and not body:
         return "no difference"

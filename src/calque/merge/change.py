@@ -126,7 +126,7 @@ def best_split(task: Sequence[float], language: Sequence[float]) -> tuple[int, i
 
     Both profiles of N layers are scaled to sum 1. Of all divisions into b bottom layers, a middle and u top
     layers the one is taken in which the zones hold most of the change of the expert they are given to; of
-    equal ones the one with fewest language layers.
+    those that agree in four decimals the one with fewest language layers.
 
     Args:
         task: (N,) change of each layer of the task expert.
@@ -142,7 +142,7 @@ def best_split(task: Sequence[float], language: Sequence[float]) -> tuple[int, i
     layers = len(gain) - 1
     pairs = [(b, u) for b in range(layers + 1) for u in range(layers + 1 - b)]
     worth = {(b, u): gain[b] + gain[layers] - gain[layers - u] for b, u in pairs}
-    return min(pairs, key=lambda pair: (-round(float(worth[pair]), 12), sum(pair), pair))
+    return min(pairs, key=lambda pair: (-round(float(worth[pair]), 4), sum(pair), pair))
 
 
 def _shares(profile: Sequence[float]) -> np.ndarray:
