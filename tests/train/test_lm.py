@@ -11,6 +11,7 @@ import torch
 from calque.data.corpus import Corpus
 from calque.data.example import Example
 from calque.errors import ConfigError, DataError, ModelError
+from calque.merge.recurse import recurse
 from calque.model.checkpoint import Checkpoint
 from calque.train import lm as lm_module
 from calque.train import loop
@@ -47,6 +48,13 @@ def test_counts_of_the_text_teach_what_a_few_steps_can_not_read(base, corpus, tm
         assert ("taught" in lines[0]) == (counts > 0)
         last[counts] = sum(line["causal"] for line in lines[-4:])
     assert last[0.8] < last[0.0]
+
+
+def test_low_rank_pairs_on_a_looped_model_are_refused(base, corpus, tmp_path):
+    looped = recurse(base, loops=2, rank=2).write(tmp_path / "looped")
+    with pytest.raises(ConfigError, match="looped"):
+        lm(looped, corpus, work=tmp_path / "work", part="lora", steps=1, **SMALL)
+    assert not (tmp_path / "work").exists()
 
 
 def test_each_part_changes_what_it_says(any_base, corpus, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from annotated_types import Ge
 
 from calque.data.corpus import Corpus
 from calque.errors import ConfigError
-from calque.evaluate.lm import lm
 from calque.merge.change import best_split, by_layer, changes
 from calque.merge.inputs import Inputs, Vocabulary, line_up
 from calque.merge.layerswap import by_depth, depth, layerswap
 from calque.merge.rewrite import Rewrite
+from calque.merge.validation import bits_per_byte, score
 from calque.model.checkpoint import Checkpoint
 from calque.progress import say
 
@@ -73,14 +72,14 @@ def layerswap_search(
     inputs = line_up(base, [task, language], vocabulary=vocabulary)
     room = depth(inputs) - 2 * transition
     trial = _Trial((base, task, language), texts, work, transition, max_bytes, vocabulary)
-    floor = trial.bits("base", base)
+    floor = trial.bits(base)
     curve: list[dict[str, Any]] = []
     seen: dict[Corner, float] = {}
     for corner in _climb(_starts(inputs, room), room, seen):
         if len(curve) >= evaluations:
             break
         found = trial.merged(corner)
-        seen[corner] = sum(math.log2(found[name] / floor[name]) for name in texts) / len(texts)
+        seen[corner] = score(found, floor)
         bottom, top = corner
         curve.append({"bottom": bottom, "top": top, "score": seen[corner], "bits_per_byte": found})
         say(f"bottom {bottom}, top {top}: {seen[corner]:+.4f} ({len(curve)} of {evaluations})")
@@ -140,14 +139,9 @@ class _Trial:
         folder = self.work / f"bottom{corner[0]}-top{corner[1]}"
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            return self.bits(folder.name, self.rewrite(corner).write(folder))
+            return self.bits(self.rewrite(corner).write(folder))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def bits(self, name: str, checkpoint: Checkpoint) -> dict[str, float]:
-        """Bits per byte of each text."""
-        table = lm({name: checkpoint}, self.texts, max_bytes=self.max_bytes, work=self.work / "scores")
-        return {
-            entry.group["task"].removeprefix("lm/"): entry.estimate.value
-            for entry in table.ratio("bits", "bytes", by=("task",))
-        }
+    def bits(self, checkpoint: Checkpoint) -> dict[str, float]:
+        return bits_per_byte(checkpoint, self.texts, self.max_bytes, self.work / "scores")

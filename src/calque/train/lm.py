@@ -19,6 +19,7 @@ from calque.errors import ConfigError, ModelError
 from calque.machine import has_bf16
 from calque.model.checkpoint import Checkpoint, quiet
 from calque.model.files import companions
+from calque.model.recursive import MODEL_TYPE as LOOPED
 from calque.progress import say
 from calque.train.causal import causal_objective
 from calque.train.loop import LOG, Saving, train
@@ -128,6 +129,11 @@ def lm(
     if batch_tokens // accumulate < length:
         raise ConfigError(
             f"batch_tokens = {batch_tokens} in {accumulate} parts is less than one piece of length {length}"
+        )
+    if part == "lora" and model.config.get("model_type") == LOOPED:
+        raise ConfigError(
+            f"{model.folder}: a looped model runs one matrix at several depths, and the pairs of all of them "
+            "can not be folded into it; train part 'all'"
         )
     work.mkdir(parents=True, exist_ok=True)
     sources = [
