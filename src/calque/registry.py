@@ -22,6 +22,7 @@ from calque.errors import ConfigError
 FAMILIES = {
     "data": "texts in, texts out: read, split, align",
     "vocab": "tokenizers, and maps from a new vocabulary to an old one",
+    "delta": "additions to a model that train while it stays as it is",
     "train": "the training loop",
     "merge": "new checkpoints computed from old ones, streamed",
     "evaluate": "item-level tables of scores",
@@ -145,6 +146,13 @@ METHODS: dict[str, Method] = _rows(
         "calque.merge.recurse:recurse",
         "tie layers into a loop with low-rank residuals",
         "Bae et al. 2025, arXiv:2410.20672",
+    ),
+    ("delta/lora", "calque.delta.lora:lora", "low-rank pairs at linear maps", _LORA),
+    (
+        "delta/shards",
+        "calque.delta.shards:shards",
+        "low-rank pairs made of shards that layers share",
+        "Wang et al. 2025, arXiv:2410.00938",
     ),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),

@@ -10,6 +10,10 @@ import torch
 
 from calque.data.corpus import Corpus
 from calque.data.example import Example
+from calque.delta.attach import attach
+from calque.delta.delta import Delta
+from calque.delta.lora import lora
+from calque.delta.shards import shards
 from calque.errors import ConfigError, DataError, ModelError
 from calque.merge.recurse import recurse
 from calque.model.checkpoint import Checkpoint
@@ -266,3 +270,58 @@ def test_a_step_moves_only_the_rows_of_tokens_in_it():
     keep_seen_rows([matrix, bias, torch.nn.Parameter(torch.ones(2, 2))], torch.tensor([1, 4]))
     assert matrix.grad.sum(1).tolist() == [0, 3, 0, 0, 3]
     assert bias.grad.tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("form", ["lora", "shards"])
+def test_a_delta_trains_alone_is_saved_beside_and_folded_in(base, corpus, tmp_path, form):
+    made = {"lora": lora(base, rank=2), "shards": shards(base, rank=3, pieces=2)}[form]
+    result = lm(base, corpus, delta=made, work=tmp_path / "work", steps=6, **SMALL)
+    assert changed(base, result) == {f"{module}.weight" for module in made.place}
+    trained = Delta.load(result.folder / "delta")
+    trained.check_base(base)
+    ids, model = torch.arange(2, 14)[None], base.model()
+    attach(model, {"a": trained})
+    expected = model(ids).logits
+    torch.testing.assert_close(result.model()(ids).logits, expected, atol=1e-5, rtol=1e-4)
+    assert (expected - base.model()(ids).logits).abs().max() > 1e-4
+    assert json.loads((result.folder / "training.json").read_text())["stage 0"]["trainable"] == made.count()
+    seen = losses(tmp_path / "work")
+    assert seen[-1] < seen[0]
+
+
+def test_a_delta_goes_with_its_part_and_its_base(base, corpus, tmp_path):
+    made = lora(base, rank=2)
+    with pytest.raises(ConfigError, match="part 'delta' without a delta"):
+        lm(base, corpus, work=tmp_path, part="delta", steps=1, **SMALL)
+    with pytest.raises(ConfigError, match="part 'all' with a 'lora' delta, which would not train"):
+        lm(base, corpus, delta=made, work=tmp_path, part="all", steps=1, **SMALL)
+    other = lm(base, corpus, work=tmp_path / "other", steps=1, **SMALL)
+    with pytest.raises(ModelError, match="does not belong to"):
+        lm(other, corpus, delta=made, work=tmp_path, steps=1, **SMALL)
+
+
+def test_a_killed_run_of_a_delta_goes_on(base, corpus, tmp_path):
+    made = shards(base, rank=3, pieces=2)
+    settings = {**SMALL, "steps": 8, "save_steps": 3, "save_seconds": 0}
+    whole = lm(base, corpus, delta=made, work=tmp_path / "whole", **settings)
+    process = get_context("fork").Process(
+        target=_killed, args=(base, corpus, made, tmp_path / "cut", settings)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    again = lm(base, corpus, delta=made, work=tmp_path / "cut", **settings)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert not changed(whole, again)
+
+
+def _killed(base, corpus, made, work, settings):
+    real = loop._Run._step
+
+    def step(self, progress, *rest):
+        if progress.steps == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, progress, *rest)
+
+    loop._Run._step = step
+    lm(base, corpus, delta=made, work=work, **settings)

@@ -11,7 +11,7 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".ot"})
 _CARRIED = frozenset({".json", ".txt", ".md", ".model", ".spm", ".jinja", ".tsv", ".vocab", ""})
-_ELSEWHERE = frozenset({"runs", "logs", "onnx", "openvino", "original"})
+_ELSEWHERE = frozenset({"runs", "logs", "onnx", "openvino", "original", "delta"})
 TOKENIZER = frozenset(
     {
         "added_tokens.json",

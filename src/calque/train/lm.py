@@ -14,6 +14,9 @@ from calque.data.corpus import Corpus
 from calque.data.mixture import Mixture
 from calque.data.ngram import Ngrams
 from calque.data.pack import Pieces, pack
+from calque.delta.attach import attach, fold_in, foldable
+from calque.delta.delta import Delta
+from calque.delta.lora import lora
 from calque.disk import fingerprint, new_folder, read_json, write_json
 from calque.errors import ConfigError, ModelError
 from calque.machine import has_bf16
@@ -25,7 +28,7 @@ from calque.train.causal import causal_objective
 from calque.train.loop import LOG, Saving, train
 from calque.train.optim import Optimization
 from calque.train.soft import SoftLabels
-from calque.train.stage import Budget, Lora, Stage
+from calque.train.stage import Budget, Stage
 from calque.train.state import refuse_changes
 from calque.vocab.tokens import Tokens
 
@@ -37,9 +40,10 @@ def lm(
     model: Checkpoint,
     text: Corpus,
     replay: Corpus | None = None,
+    delta: Delta | None = None,
     *,
     work: Path,
-    part: Literal["all", "embeddings", "embeddings+outer", "lora"] = "all",
+    part: Literal["all", "embeddings", "embeddings+outer", "lora", "delta"] | None = None,
     outer: Annotated[int, Ge(1)] = 2,
     rank: Annotated[int, Ge(1)] = 16,
     alpha: Annotated[float, Gt(0)] = 32.0,
@@ -75,12 +79,14 @@ def lm(
         model: What to start from.
         text: What to learn; its groups are the documents.
         replay: Text of what the model knew before, mixed in against forgetting.
+        delta: An addition to the model that trains while the model stays as it is.
         work: Folder for state and log; a killed run goes on from it.
-        part: What trains: everything, the embeddings, these and the outer layers, or low-rank pairs.
+        part: What trains: everything, the embeddings, these and the outer layers, low-rank pairs, or the
+            given delta. Everything by default, with a delta only that.
         outer: Layers at each end that train in part "embeddings+outer".
         rank: Rank of each pair in part "lora".
         alpha: A pair's product is scaled by alpha / rank.
-        lora_embeddings: Train the embeddings beside the pairs.
+        lora_embeddings: Train the embeddings beside the pairs or the delta.
         minutes: Budget in wall-clock minutes; give one of minutes, tokens, steps.
         tokens: Budget in tokens read.
         steps: Budget in optimizer steps.
@@ -105,10 +111,12 @@ def lm(
 
     Returns:
         The trained checkpoint in `work`/result: a plain folder, in the dtype of the base, with its tokenizer,
-        the log (log.jsonl) and notes (training.json).
+        the log (log.jsonl) and notes (training.json). What trained beside the model lies in its folder
+        delta/; it is folded in where its form allows, else the weights are those of the base, which is said.
 
     Raises:
-        ConfigError: No or more than one budget, a replay share without replay text, or changed settings.
+        ConfigError: No or more than one budget, a replay share without replay text, part "delta" without
+            a delta or a delta with another part, or changed settings.
         DataError: A text without tokens.
         ModelError: The loss is not a number.
 
@@ -120,7 +128,9 @@ def lm(
         With batches cut into `accumulate` parts the step is the same step.
         With counts=0 the labels are the tokens themselves.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("model", "text", "replay", "work")}
+    part = part or ("delta" if delta else "all")
+    settings = {k: v for k, v in locals().items() if k not in ("model", "text", "replay", "delta", "work")}
+    delta = _delta(model, delta, part, rank, alpha, seed)
     budget = Budget(minutes, tokens, steps)
     if (replay is None) != (replay_share == 0):
         raise ConfigError(
@@ -140,12 +150,15 @@ def lm(
         _pieces(model, corpus, work / f"{name}.tokens", length) for name, corpus in _named(text, replay)
     ]
     settings["model"] = fingerprint(model.folder)
+    if part == "delta" and delta:
+        settings["delta"] = delta.fingerprint()
     settings["text"] = [source.sha256 for source in sources]
     if (work / RESULT).is_dir():
         refuse_changes(read_json(work / RESULT / NOTES)["settings"], settings, work)
         return Checkpoint.at(work / RESULT)
     rates = (1 - replay_share, replay_share)[: len(sources)]
     loaded = model.model(torch.float32)
+    attached = attach(loaded, {"delta": delta}) if delta else None
     size = model.info(model.input_embedding).shape[0]
     ngrams = Ngrams.count(sources[0].ids, sources[0].starts, size) if counts else None
     stage = Stage(
@@ -161,7 +174,8 @@ def lm(
         ),
         accumulate=accumulate,
         outer=outer,
-        lora=Lora(rank, alpha, lora_embeddings),
+        deltas=attached,
+        delta_embeddings=lora_embeddings,
     )
     notes = train(
         loaded,
@@ -173,7 +187,10 @@ def lm(
         precision=fast_dtype() if precision == "auto" else getattr(torch, precision),
     )
     say(f"training {part}: {notes['stage 0']['steps']} steps, {notes['stage 0']['tokens']:,} tokens, done")
-    return _write(model, loaded, work, {"settings": settings, **notes})
+    trained = attached.detach()["delta"] if attached else None
+    if trained and foldable(trained):
+        fold_in(loaded, trained)
+    return _write(model, loaded, trained, work, {"settings": settings, **notes})
 
 
 def fast_dtype() -> torch.dtype:
@@ -210,8 +227,23 @@ def _pieces(model: Checkpoint, text: Corpus, file: Path, length: int) -> Pieces:
     return found
 
 
-def _write(base: Checkpoint, model: Any, work: Path, notes: dict[str, Any]) -> Checkpoint:
-    """Save the model beside its tokenizer, log and notes, and read it back."""
+def _delta(
+    model: Checkpoint, delta: Delta | None, part: str, rank: int, alpha: float, seed: int
+) -> Delta | None:
+    """The delta that trains, if one does."""
+    if (delta is not None) != (part == "delta"):
+        what = "without a delta" if delta is None else f"with a '{delta.form}' delta, which would not train"
+        raise ConfigError(f"part '{part}' {what}; part 'delta' and a delta belong together")
+    if delta is not None:
+        delta.check_base(model)
+        return delta
+    return lora(model, rank=rank, alpha=alpha, seed=seed) if part == "lora" else None
+
+
+def _write(
+    base: Checkpoint, model: Any, delta: Delta | None, work: Path, notes: dict[str, Any]
+) -> Checkpoint:
+    """Save the model beside its tokenizer, delta, log and notes, and read it back."""
     dtype = base.info(base.input_embedding).torch_dtype
     if not all(torch.isfinite(p).all() for p in model.parameters()):
         raise ModelError("training ended with weights that are not numbers; nothing was written")
@@ -221,6 +253,10 @@ def _write(base: Checkpoint, model: Any, work: Path, notes: dict[str, Any]) -> C
         for path in companions(base.folder):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base.folder / path, folder / path)
+        if delta is not None:
+            delta.save(folder / "delta")
+            if not foldable(delta):
+                say(f"'{delta.form}' is not folded: weights are the base's, delta/ is what trained")
         shutil.copyfile(work / LOG, folder / LOG)
         write_json(folder / NOTES, notes)
         Checkpoint.at(folder).check()

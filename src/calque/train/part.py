@@ -1,4 +1,4 @@
-"""What of a model trains: parameters chosen by their place, or a low-rank delta that is folded back."""
+"""What of a model trains: parameters chosen by their place, or the deltas that are attached to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from calque.errors import ConfigError, ModelError
 from calque.model.slots import layout
-from calque.train.stage import Lora, Stage
+from calque.train.stage import Stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,21 +38,16 @@ class Trainable:
 
 @contextmanager
 def training(model: PreTrainedModel, stage: Stage) -> Iterator[Trainable]:
-    """Mark what trains in a stage; a low-rank delta is put on before and folded in after.
-
-    The fold happens only when the block ends well.
+    """Mark what trains in a stage.
 
     Raises:
         ConfigError: more outer layers than the model has.
         ModelError: the model has no layers that can be told apart.
     """
     embeddings = _embeddings(model)
-    if stage.part == "lora":
-        wrapper = _with_lora(model, stage.lora)
-        wanted = {name for name, p in model.named_parameters() if p.requires_grad}
-        wanted |= embeddings if stage.lora.embeddings else set()
+    if stage.deltas is not None:
+        wanted = stage.deltas.named() | (embeddings if stage.delta_embeddings else set())
     else:
-        wrapper = None
         wanted = _wanted(model, stage.part, stage.outer, embeddings)
     chosen: dict[bool, dict[str, torch.nn.Parameter]] = {True: {}, False: {}}
     for name, parameter in model.named_parameters():
@@ -60,8 +55,6 @@ def training(model: PreTrainedModel, stage: Stage) -> Iterator[Trainable]:
         if name in wanted:
             chosen[name in embeddings][name] = parameter
     yield Trainable(layers=chosen[False], embeddings=chosen[True])
-    if wrapper is not None:
-        wrapper.merge_and_unload(safe_merge=True)
 
 
 def _embeddings(model: PreTrainedModel) -> set[str]:
@@ -89,17 +82,3 @@ def _wanted(model: PreTrainedModel, part: str, outer: int, embeddings: set[str])
         )
     chosen = {*range(outer), *range(depth - outer, depth)}
     return embeddings | {name for name, layer in layer_of.items() if layer in chosen}
-
-
-def _with_lora(model: PreTrainedModel, lora: Lora) -> Any:
-    """Put a pair on every linear map of the layers, in place; returns the wrapper that can fold it in."""
-    from peft import LoraConfig, LoraModel
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # pyright: ignore
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-        bias="none",  # pyright: ignore
-    )
-    return LoraModel(model, config, "default")

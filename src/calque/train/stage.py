@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 
 from calque.data.mixture import Mixture
 from calque.data.pack import Batch
+from calque.delta.attach import Attached
 from calque.errors import ConfigError
 from calque.train.optim import Optimization
 
 # Share of a budget in minutes that the first step is taken to last, before any was measured.
 _FIRST_STEP = 0.01
 
-Part = Literal["all", "embeddings", "embeddings+outer", "lora"]
+Part = Literal["all", "embeddings", "embeddings+outer", "lora", "delta"]
 
 
 @dataclass(frozen=True)
@@ -84,21 +85,6 @@ class Budget:
         return (self.spent(steps, tokens, seconds) + ahead / 2) / self.total()[0]
 
 
-@dataclass(frozen=True)
-class Lora:
-    """Settings of part "lora".
-
-    Attributes:
-        rank: rank of each pair.
-        alpha: the pair's product is scaled by alpha / rank.
-        embeddings: whether the embeddings train too.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    embeddings: bool = False
-
-
 @dataclass(frozen=True, eq=False)
 class Stage:
     """One stage.
@@ -112,7 +98,8 @@ class Stage:
         accumulate: batches whose gradients one step sums; they share `batch_tokens`.
         optimization: rates, schedule, clipping, averaging.
         outer: layers at each end that train in part "embeddings+outer".
-        lora: rank and scale of part "lora", and whether the embeddings train beside it.
+        deltas: what is attached to the model; it trains in parts "lora" and "delta".
+        delta_embeddings: whether the embeddings train beside it.
     """
 
     part: Part
@@ -123,4 +110,5 @@ class Stage:
     optimization: Optimization
     accumulate: int = 1
     outer: int = 2
-    lora: Lora = Lora()
+    deltas: Attached | None = None
+    delta_embeddings: bool = False

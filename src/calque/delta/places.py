@@ -1,0 +1,59 @@
+"""Where a delta may stand: the linear maps of a model's layers, by role, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from calque.errors import ConfigError
+from calque.model.adapter import STORED_TRANSPOSED
+from calque.model.checkpoint import Checkpoint
+
+_NO_PLACES = ("expert.", "router", "norm", "adapter.")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One linear map of one layer.
+
+    Attributes:
+        layer: number of the layer; in a looped model, the depth.
+        role: what the map does there.
+        module: its module in the model.
+        inputs: how wide its input is.
+        outputs: how wide its output is.
+    """
+
+    layer: int
+    role: str
+    module: str
+    inputs: int
+    outputs: int
+
+
+def linear_places(base: Checkpoint, roles: Sequence[str] = ()) -> tuple[Place, ...]:
+    """The linear maps of the layers with these roles, in the order of layers; all roles when none is given.
+
+    A looped model has one place for each depth.
+
+    Raises:
+        ConfigError: a role that the model does not have; those it has are listed.
+    """
+    loops = base.config.get("recursion", {})
+    depth, shared = int(base.text_config.get("num_hidden_layers", 0)), int(loops.get("shared", 0))
+    found: list[Place] = []
+    for slot, name in base.slots.items():
+        plain = name.endswith(".weight") and len(slot.shape) == 2 and not name.startswith("depth.")
+        if slot.layer is None or not plain or any(word in slot.role for word in _NO_PLACES):
+            continue
+        turned = base.architecture in STORED_TRANSPOSED
+        outputs, inputs = reversed(slot.shape) if turned else slot.shape
+        for layer in range(slot.layer, depth, shared) if shared else (slot.layer,):
+            module = base.layout.name(layer, slot.role).removesuffix(".weight")
+            found.append(Place(layer, slot.role, module, inputs, outputs))
+    known = sorted({place.role for place in found})
+    for role in roles:
+        if role not in known:
+            raise ConfigError(f"{base.folder}: no slot '{role}'; it has {', '.join(known) or 'none'}")
+    kept = [place for place in found if not roles or place.role in roles]
+    return tuple(sorted(kept, key=lambda place: (place.layer, known.index(place.role))))
