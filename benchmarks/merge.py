@@ -331,9 +331,9 @@ def by_size(sizes: list[str], work: Path, repeat: int) -> dict[str, dict[str, fl
 
 def to_70b(found: dict[str, dict[str, float]]) -> dict[str, float]:
     """A straight line through the smallest and the largest measured size, at 70 billion parameters."""
-    small, large = (pick(found.values(), key=lambda one: one["parameters"]) for pick in (min, max))
-    if small is large:
+    if len(found) < 2:
         return {}
+    small, large = (pick(found.values(), key=lambda one: one["parameters"]) for pick in (min, max))
     steps = (LINEAR_70B - small["parameters"]) / (large["parameters"] - small["parameters"])
 
     def line(key: str) -> float:
