@@ -61,6 +61,7 @@ _ILHARCO = "Ilharco et al. 2023, arXiv:2212.04089"
 _TIES = "Yadav et al. 2023, arXiv:2306.01708"
 _CRUMBS = "Davari and Belilovsky 2024, arXiv:2312.06795"
 _LORA = "Hu et al. 2022, arXiv:2106.09685"
+_UNIFIED = "He et al. 2022, arXiv:2110.04366"
 _LAYERSWAP = "Bandarkar et al. 2025, arXiv:2410.01335"
 _FAST_ALIGN = "Dyer et al. 2013, NAACL"
 
@@ -154,6 +155,20 @@ METHODS: dict[str, Method] = _rows(
         "low-rank pairs made of shards that layers share",
         "Wang et al. 2025, arXiv:2410.00938",
     ),
+    (
+        "delta/bottleneck",
+        "calque.delta.bottleneck:bottleneck",
+        "small networks after or beside the halves of a layer",
+        "Houlsby et al. 2019, Pfeiffer et al. 2020",
+    ),
+    ("delta/prefix", "calque.delta.prefix:prefix", "trained keys and values before the text", _UNIFIED),
+    (
+        "delta/sparse",
+        "calque.delta.sparse:sparse",
+        "the weights that a training moved most, to train alone",
+        "Ansell et al. 2022, arXiv:2110.07560",
+    ),
+    ("delta/mam", "calque.delta.mam:mam", "a prefix and scaled parallel networks", _UNIFIED),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),
     (

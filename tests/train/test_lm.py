@@ -11,8 +11,11 @@ import torch
 from calque.data.corpus import Corpus
 from calque.data.example import Example
 from calque.delta.attach import attach
+from calque.delta.bottleneck import bottleneck
 from calque.delta.delta import Delta
 from calque.delta.lora import lora
+from calque.delta.mam import mam
+from calque.delta.prefix import prefix
 from calque.delta.shards import shards
 from calque.errors import ConfigError, DataError, ModelError
 from calque.merge.recurse import recurse
@@ -325,3 +328,19 @@ def _killed(base, corpus, made, work, settings):
 
     loop._Run._step = step
     lm(base, corpus, delta=made, work=work, **settings)
+
+
+@pytest.mark.parametrize("form", ["bottleneck", "prefix", "mam"])
+def test_a_delta_that_can_not_be_folded_leaves_the_weights_alone(base, corpus, tmp_path, form, capsys):
+    made = {
+        "bottleneck": lambda: bottleneck(base, width=4),
+        "prefix": lambda: prefix(base, length=3),
+        "mam": lambda: mam(base, length=3, width=4),
+    }[form]()
+    result = lm(base, corpus, delta=made, work=tmp_path, steps=6, **{**SMALL, "lr": 2e-2})
+    assert not changed(base, result)
+    assert f"'{form}' is not folded" in capsys.readouterr().err
+    trained = Delta.load(result.folder / "delta")
+    assert trained.count() == made.count() and trained.fingerprint() != made.fingerprint()
+    seen = losses(tmp_path)
+    assert seen[-1] < seen[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from calque.delta import lora, low_rank, shards
+from calque.delta import bottleneck, lora, low_rank, prefix, shards, sparse
 from calque.delta.delta import Delta
 from calque.delta.switch import Switch
 from calque.errors import ConfigError, ModelError
@@ -32,8 +33,9 @@ class Attached:
         self._removers: list[Callable[[], None]] = []
         # What peft wraps must be wrapped before others hook the modules by name.
         for name in sorted(deltas, key=lambda name: deltas[name].form != "lora"):
-            _refuse_misfit(model, name, deltas[name])
-            self._put_on(name, deltas[name])
+            for piece, part in _pieces(name, deltas[name]):
+                _refuse_misfit(model, name, part)
+                self._put_on(name, piece, part)
 
     def use(self, chosen: str | Sequence[str] | Mapping[str, float]) -> None:
         """Choose by name, by mixture weights that sum to 1, or by name for each example of the batches."""
@@ -42,7 +44,10 @@ class Attached:
     def trained(self) -> dict[str, Delta]:
         """The deltas with the numbers as they are now."""
         return {
-            name: delta.with_tensors({k: p.detach().cpu().clone() for k, p in self.parameters[name].items()})
+            name: replace(
+                self._now(name, delta),
+                parts=tuple(self._now(f"{name}_{n}", part) for n, part in enumerate(delta.parts)),
+            )
             for name, delta in self.deltas.items()
         }
 
@@ -59,15 +64,19 @@ class Attached:
         self._removers.clear()
         return done
 
-    def _put_on(self, name: str, delta: Delta) -> None:
+    def _now(self, piece: str, delta: Delta) -> Delta:
+        numbers = self.parameters.get(piece, {})
+        return delta.with_tensors({key: p.detach().cpu().clone() for key, p in numbers.items()})
+
+    def _put_on(self, name: str, piece: str, delta: Delta) -> None:
         parent: Any = self.model
         device = next(parent.parameters()).device
         numbers = {
             key: torch.nn.Parameter(t.clone().float().to(device)) for key, t in delta.trainable.items()
         }
-        self.parameters[name] = numbers
+        self.parameters[piece] = numbers
         if delta.form == "lora":
-            self._removers.append(lora.install(parent, delta, numbers, self.switch, name))
+            self._removers.append(lora.install(parent, delta, numbers, self.switch, name, piece))
             return
         bank = torch.nn.Module()
         for key, parameter in numbers.items():
@@ -75,8 +84,8 @@ class Attached:
         for key, table in delta.tensors.items():
             if key not in numbers:
                 bank.register_buffer(key.replace(".", "/"), table.to(device), persistent=False)
-        parent.add_module(_bank_name(name), bank)
-        self._removers.append(lambda: delattr(parent, _bank_name(name)))
+        parent.add_module(_bank_name(piece), bank)
+        self._removers.append(lambda: delattr(parent, _bank_name(piece)))
         self._removers.append(_install(parent, delta, _Live(bank), self.switch, name))
 
 
@@ -87,7 +96,9 @@ class _Live(Mapping[str, torch.Tensor]):
         self._bank = bank
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        found: Any = getattr(self._bank, key.replace(".", "/"))
+        found: Any = getattr(self._bank, key.replace(".", "/"), None)
+        if found is None:
+            raise KeyError(key)
         return found
 
     def __iter__(self) -> Any:
@@ -114,7 +125,7 @@ def attach(model: torch.nn.Module, deltas: Mapping[str, Delta]) -> Attached:
 
 def foldable(delta: Delta) -> bool:
     """Whether it can become part of the weights."""
-    return delta.form in _MATRIX_FORMS
+    return delta.form in (*_MATRIX_FORMS, "sparse")
 
 
 def changes(delta: Delta) -> Changes:
@@ -136,7 +147,10 @@ def changes(delta: Delta) -> Changes:
 
 def fold_in(model: torch.nn.Module, delta: Delta) -> None:
     """Make a delta part of a model's weights, in place and in float32."""
-    low_rank.fold_pairs(model, changes(delta))
+    if delta.form == "sparse":
+        sparse.fold_sparse(model, delta)
+    else:
+        low_rank.fold_pairs(model, changes(delta))
 
 
 def export_peft(delta: Delta, folder: Path) -> None:
@@ -156,8 +170,16 @@ def _install(
 ) -> Callable[[], None]:
     installers: dict[str, Callable[..., Callable[[], None]]] = {
         "shards": partial(low_rank.add_pairs, pairs=_pairs(delta)),
+        "bottleneck": bottleneck.install,
+        "prefix": prefix.install,
+        "sparse": sparse.install,
     }
     return installers[delta.form](model, delta, numbers, switch=switch, name=name)
+
+
+def _pieces(name: str, delta: Delta) -> list[tuple[str, Delta]]:
+    """What a delta is put together from, each with a name of its own."""
+    return [(f"{name}_{n}", part) for n, part in enumerate(delta.parts)] or [(name, delta)]
 
 
 def _bank_name(name: str) -> str:
@@ -166,7 +188,10 @@ def _bank_name(name: str) -> str:
 
 def _refuse_misfit(model: torch.nn.Module, name: str, delta: Delta) -> None:
     modules = dict(model.named_modules())
-    missing = [module for module in delta.place if module not in modules]
+    # A sparse delta stands at parameters; what another one made a sum of is still an attribute.
+    ends = (module.rpartition(".") if delta.form == "sparse" else (module, "", "") for module in delta.place)
+    whole = [path in modules and (not last or hasattr(modules[path], last)) for path, _, last in ends]
+    missing = [module for module, found in zip(delta.place, whole, strict=True) if not found]
     if missing:
         raise ModelError(
             f"delta '{name}' ({delta.form}) was made for another model ({delta.base['model_type']}): "

@@ -66,7 +66,12 @@ def uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator) -> 
 
 
 def install(
-    model: torch.nn.Module, delta: Delta, numbers: Mapping[str, torch.nn.Parameter], switch: Switch, name: str
+    model: torch.nn.Module,
+    delta: Delta,
+    numbers: Mapping[str, torch.nn.Parameter],
+    switch: Switch,
+    name: str,
+    adapter: str,
 ) -> Callable[[], None]:
     """Let peft put the pairs on, with these parameters as theirs; returns what takes them off again."""
     from peft import LoraConfig, inject_adapter_in_model
@@ -81,25 +86,25 @@ def install(
     trains = {parameter: parameter.requires_grad for parameter in model.parameters()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are meant
-        inject_adapter_in_model(config, model, adapter_name=name)
+        inject_adapter_in_model(config, model, adapter_name=adapter)
     for parameter, before in trains.items():
         parameter.requires_grad_(before)
     for module in delta.place:
         layer: Any = model.get_submodule(module)
-        layer.lora_A[name].weight = numbers[f"{module}.A"]
-        layer.lora_B[name].weight = numbers[f"{module}.B"]
-        layer.lora_B[name].register_forward_hook(lambda _, __, out: switch.scaled(name, out))
+        layer.lora_A[adapter].weight = numbers[f"{module}.A"]
+        layer.lora_B[adapter].weight = numbers[f"{module}.B"]
+        layer.lora_B[adapter].register_forward_hook(lambda _, __, out: switch.scaled(name, out))
         layer.set_adapter([*layer.lora_A.keys()])
 
     def remove() -> None:
         configs: Any = getattr(model, "peft_config", {})
-        configs.pop(name, None)
+        configs.pop(adapter, None)
         if hasattr(model, "peft_config") and not configs:
             del model.peft_config
         for module in delta.place:
             layer: Any = model.get_submodule(module)
             assert isinstance(layer, LoraLayer)
-            layer.delete_adapter(name)
+            layer.delete_adapter(adapter)
             if not layer.lora_A:
                 parent, _, child = module.rpartition(".")
                 setattr(model.get_submodule(parent), child, layer.base_layer)

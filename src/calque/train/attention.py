@@ -14,6 +14,8 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
+from calque.delta.prefix import has_prefix, prepend
+
 NAME = "calque_documents"
 
 
@@ -59,6 +61,9 @@ def attend_documents(
         band = None
         if sliding_window is not None and size > sliding_window:
             band = torch.ones(size, size, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
+        if has_prefix(module):
+            band = torch.ones(size, size, dtype=torch.bool, device=q.device).tril() if band is None else band
+            k, v, band = prepend(module, q, k, v, band[None, None])
         outs.append(
             functional.scaled_dot_product_attention(
                 q, k, v, band, dropout, is_causal=band is None, scale=scaling, enable_gqa=grouped

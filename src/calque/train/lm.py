@@ -14,7 +14,7 @@ from calque.data.corpus import Corpus
 from calque.data.mixture import Mixture
 from calque.data.ngram import Ngrams
 from calque.data.pack import Pieces, pack
-from calque.delta.attach import attach, fold_in, foldable
+from calque.delta.attach import Attached, attach, fold_in, foldable
 from calque.delta.delta import Delta
 from calque.delta.lora import lora
 from calque.disk import fingerprint, new_folder, read_json, write_json
@@ -187,10 +187,7 @@ def lm(
         precision=fast_dtype() if precision == "auto" else getattr(torch, precision),
     )
     say(f"training {part}: {notes['stage 0']['steps']} steps, {notes['stage 0']['tokens']:,} tokens, done")
-    trained = attached.detach()["delta"] if attached else None
-    if trained and foldable(trained):
-        fold_in(loaded, trained)
-    return _write(model, loaded, trained, work, {"settings": settings, **notes})
+    return _write(model, loaded, attached, work, {"settings": settings, **notes})
 
 
 def fast_dtype() -> torch.dtype:
@@ -241,9 +238,12 @@ def _delta(
 
 
 def _write(
-    base: Checkpoint, model: Any, delta: Delta | None, work: Path, notes: dict[str, Any]
+    base: Checkpoint, model: Any, attached: Attached | None, work: Path, notes: dict[str, Any]
 ) -> Checkpoint:
-    """Save the model beside its tokenizer, delta, log and notes, and read it back."""
+    """Fold in what can be, save the model beside its tokenizer, delta, log and notes, and read it back."""
+    delta = attached.detach()["delta"] if attached else None
+    if delta is not None and foldable(delta):
+        fold_in(model, delta)
     dtype = base.info(base.input_embedding).torch_dtype
     if not all(torch.isfinite(p).all() for p in model.parameters()):
         raise ModelError("training ended with weights that are not numbers; nothing was written")
