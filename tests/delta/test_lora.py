@@ -1,5 +1,7 @@
 """LoRA: run, exported and imported by peft."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
@@ -23,6 +25,12 @@ def test_roles_choose_places_and_the_count_is_known_from_shapes(base):
     made = lora(base, rank=4, roles=("attention.q", "attention.v"))
     assert made.place == tuple(f"model.layers.{n}.self_attn.{m}_proj" for n in range(3) for m in "qv")
     assert made.count() == 3 * 4 * ((32 + 32) + (32 + 16))
+
+
+def test_a_looped_model_is_refused(base):
+    looped = replace(base, config={**base.config, "recursion": {"shared": 1, "model_type": "llama"}})
+    with pytest.raises(ConfigError, match="a looped model share their maps"):
+        lora(looped)
 
 
 def test_a_role_that_is_not_there(base):

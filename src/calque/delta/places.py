@@ -17,7 +17,7 @@ class Place:
     """One linear map of one layer.
 
     Attributes:
-        layer: number of the layer; in a looped model, the depth.
+        layer: number of the layer.
         role: what the map does there.
         module: its module in the model.
         inputs: how wide its input is.
@@ -34,23 +34,22 @@ class Place:
 def linear_places(base: Checkpoint, roles: Sequence[str] = ()) -> tuple[Place, ...]:
     """The linear maps of the layers with these roles, in the order of layers; all roles when none is given.
 
-    A looped model has one place for each depth.
-
     Raises:
-        ConfigError: a role that the model does not have; those it has are listed.
+        ConfigError: a role that the model does not have (those it has are listed), or a looped model.
     """
-    loops = base.config.get("recursion", {})
-    depth, shared = int(base.text_config.get("num_hidden_layers", 0)), int(loops.get("shared", 0))
+    if "recursion" in base.config:
+        raise ConfigError(
+            f"{base.folder}: the layers of a looped model share their maps, so that a delta could not be "
+            "told apart by depth; make the loop with residuals of their own (merge/recurse --rank)"
+        )
     found: list[Place] = []
     for slot, name in base.slots.items():
-        plain = name.endswith(".weight") and len(slot.shape) == 2 and not name.startswith("depth.")
+        plain = name.endswith(".weight") and len(slot.shape) == 2
         if slot.layer is None or not plain or any(word in slot.role for word in _NO_PLACES):
             continue
         turned = base.architecture in STORED_TRANSPOSED
         outputs, inputs = reversed(slot.shape) if turned else slot.shape
-        for layer in range(slot.layer, depth, shared) if shared else (slot.layer,):
-            module = base.layout.name(layer, slot.role).removesuffix(".weight")
-            found.append(Place(layer, slot.role, module, inputs, outputs))
+        found.append(Place(slot.layer, slot.role, name.removesuffix(".weight"), inputs, outputs))
     known = sorted({place.role for place in found})
     for role in roles:
         if role not in known:
