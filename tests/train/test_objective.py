@@ -171,9 +171,7 @@ def test_soft_labels_are_the_same_in_blocks_of_any_size(monkeypatch):
     labels = torch.from_numpy(batch.labels())
     whole = cross_entropy.linear_cross_entropy(hidden, weight, labels, None, soft)
     monkeypatch.setattr(cross_entropy, "_ROWS", 4)
-    torch.testing.assert_close(
-        cross_entropy.linear_cross_entropy(hidden, weight, labels, None, soft), whole
-    )
+    torch.testing.assert_close(cross_entropy.linear_cross_entropy(hidden, weight, labels, None, soft), whole)
 
 
 def test_packed_and_padded_agree_on_soft_labels():
