@@ -156,6 +156,12 @@ METHODS: dict[str, Method] = _rows(
         "Wang et al. 2025, arXiv:2410.00938",
     ),
     (
+        "delta/depthwise",
+        "calque.delta.depthwise:depthwise",
+        "low-rank pairs at each depth of a looped model",
+        "Bae et al. 2025, arXiv:2410.20672",
+    ),
+    (
         "delta/bottleneck",
         "calque.delta.bottleneck:bottleneck",
         "small networks after or beside the halves of a layer",

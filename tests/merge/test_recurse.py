@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from calque.errors import ConfigError, ModelError
-from calque.merge.low_rank import truncated_svd
+from calque.model.low_rank import truncated_svd
 from calque.merge.recurse import mean, origins, recurse, stepwise
 from calque.model.checkpoint import Checkpoint
 

@@ -16,7 +16,7 @@ from calque.delta.switch import Switch
 from calque.errors import ConfigError, ModelError
 
 Changes = dict[str, tuple[torch.Tensor, torch.Tensor]]
-_MATRIX_FORMS = ("lora", "shards")
+_MATRIX_FORMS = ("lora", "shards", "depthwise")
 
 
 class Attached:
@@ -149,12 +149,17 @@ def fold_in(model: torch.nn.Module, delta: Delta) -> None:
     """Make a delta part of a model's weights, in place and in float32."""
     if delta.form == "sparse":
         sparse.fold_sparse(model, delta)
+    elif delta.form == "depthwise":
+        looped: Any = model
+        looped.add_residuals(changes(delta))
     else:
         low_rank.fold_pairs(model, changes(delta))
 
 
 def export_peft(delta: Delta, folder: Path) -> None:
     """Write a delta as an ordinary LoRA folder that peft loads."""
+    if delta.form == "depthwise":
+        raise ConfigError("a 'depthwise' delta belongs to a looped model, which peft does not know")
     low_rank.save_peft(folder, delta, changes(delta))
 
 
@@ -170,6 +175,7 @@ def _install(
 ) -> Callable[[], None]:
     installers: dict[str, Callable[..., Callable[[], None]]] = {
         "shards": partial(low_rank.add_pairs, pairs=_pairs(delta)),
+        "depthwise": partial(low_rank.add_pairs, pairs=_pairs(delta)),
         "bottleneck": bottleneck.install,
         "prefix": prefix.install,
         "sparse": sparse.install,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calque.errors import ConfigError
 from calque.model.adapter import STORED_TRANSPOSED
@@ -40,8 +40,33 @@ def linear_places(base: Checkpoint, roles: Sequence[str] = ()) -> tuple[Place, .
     if "recursion" in base.config:
         raise ConfigError(
             f"{base.folder}: the layers of a looped model share their maps, so that a delta could not be "
-            "told apart by depth; make the loop with residuals of their own (merge/recurse --rank)"
+            "told apart by depth; use delta/depthwise, which has numbers for each depth"
         )
+    return _stored_places(base, roles)
+
+
+def depth_places(base: Checkpoint, roles: Sequence[str] = ()) -> tuple[Place, ...]:
+    """The linear maps of a looped model at every depth, in the order of depths.
+
+    Raises:
+        ConfigError: a role that the model does not have, or a model that is not looped.
+    """
+    if "recursion" not in base.config:
+        raise ConfigError(
+            f"{base.folder}: is no looped model, which merge/recurse makes; for others use delta/lora"
+        )
+    loops = int(base.config["recursion"]["loops"])
+    shared = int(base.config["recursion"]["shared"])
+    block = _stored_places(base, roles)
+    return tuple(
+        replace(place, layer=layer, module=base.layout.name(layer, place.role).removesuffix(".weight"))
+        for layer in range(loops * shared)
+        for place in block
+        if place.layer == layer % shared
+    )
+
+
+def _stored_places(base: Checkpoint, roles: Sequence[str]) -> tuple[Place, ...]:
     found: list[Place] = []
     for slot, name in base.slots.items():
         plain = name.endswith(".weight") and len(slot.shape) == 2

@@ -13,7 +13,7 @@ from annotated_types import Ge
 
 from calque.errors import ConfigError, ModelError
 from calque.merge.inputs import is_buffer
-from calque.merge.low_rank import truncated_svd
+from calque.model.low_rank import truncated_svd
 from calque.merge.passthrough import layer_count
 from calque.merge.rewrite import Rewrite, Row, Source
 from calque.merge.stream import chunks

@@ -11,6 +11,7 @@ for the depths l = 0 to L - 1. Its config.json is that of the full model, with a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,8 @@ def full_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 def build(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
     """The model of a looped checkpoint; a parameter that several depths share is one object.
 
-    Its `save_pretrained` writes a looped checkpoint again. The cache of generation is indexed by depth.
+    Its `save_pretrained` writes a looped checkpoint again, its `add_residuals` (module -> (A, B)) makes pairs
+    part of what that writes. The cache of generation is indexed by depth.
 
     Raises:
         ModelError: the files lack a tensor, or hold one that the model has no place for.
@@ -82,6 +84,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> 
     if checkpoint.tied:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
     model.save_pretrained = partial(_save, held, dict(checkpoint.config))
+    model.add_residuals = partial(_grow, model, checkpoint.architecture, held)
     return model
 
 
@@ -125,6 +128,23 @@ def _add_residuals(model: Any, checkpoint: Checkpoint, held: dict[str, nn.Parame
             setattr(model.get_submodule(parent), child, wrapped)
             used |= {down, up}
     return used
+
+
+def _grow(
+    model: Any, architecture: str, held: dict[str, nn.Parameter], pairs: Mapping[str, tuple[Tensor, Tensor]]
+) -> None:
+    """Add B A to the residual that each of these maps has at its depth, or has not yet."""
+    places = layout(architecture, {name: () for name, _ in model.named_parameters()})
+    for module, (down, up) in pairs.items():
+        layer, role = places.place(f"{module}.weight")
+        at = model.get_submodule(module)
+        if isinstance(at, DepthLinear):
+            down, up = torch.cat([at.down.detach(), down]), torch.cat([at.up.detach(), up], 1)
+            at = at.shared
+        names = [f"depth.{layer}.{role}.{side}" for side in "AB"]
+        held |= {name: nn.Parameter(t) for name, t in zip(names, (down, up), strict=True)}
+        parent, _, child = module.rpartition(".")
+        setattr(model.get_submodule(parent), child, DepthLinear(at, *(held[name] for name in names)))
 
 
 def _save(held: dict[str, nn.Parameter], config: dict[str, Any], folder: str | Path, **_: Any) -> None:

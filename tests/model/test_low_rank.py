@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calque.merge.low_rank import rank_for, truncated_svd
+from calque.model.low_rank import rank_for, truncated_svd
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 45), st.integers(0, 99))
