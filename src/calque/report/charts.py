@@ -82,11 +82,20 @@ class Series:
     weight: np.ndarray
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A search: the score of each candidate in turn (1: as the base; lower is better), which was taken."""
+
+    times: tuple[float, ...]
+    taken: int
+    label: str
+
+
 def both(draw: Any, content: Any, name: str, description: str, wide: float = WIDE) -> Markup:
     """A chart for wide and for narrow screens; the page shows one of them.
 
     Args:
-        draw: `forest` or `curves`.
+        draw: `forest`, `curves` or `search`.
         content: What it draws.
         name: Beginning of every id in the drawing; unique on the page.
         description: What a reader who does not see the chart is told.
@@ -222,6 +231,50 @@ def _binned(line: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     ]
     minutes, middle, low, high = np.array(found).T
     return minutes, middle, low, high
+
+
+def search(curve: Curve, width: float) -> Figure:
+    """The candidates of a search as dots, the best so far as a line, the one that was taken in a ring."""
+    height = 320.0 if width > NARROW else 280.0
+    figure = _figure(width, height)
+    axes: Any = figure.add_axes((52 / width, 46 / height, 1 - 68 / width, 1 - 62 / height))
+    times = np.array(curve.times)
+    place = np.arange(1, len(times) + 1)
+    low, high = _band(times)
+    shown, far = np.minimum(times, high), times > high
+    axes.step(place, np.minimum.accumulate(shown), where="post", color=_ROLES["product"], linewidth=2.2)
+    axes.plot(place[~far], shown[~far], "o", color=_ROLES["other"], markersize=6, mew=0)
+    axes.plot(place[far], shown[far], "^", color=_ROLES["other"], markersize=7, mew=0, clip_on=False)
+    if low <= 1 <= high:
+        axes.axhline(1, color=_ROLES["base"], linewidth=1.4, linestyle=(0, (5, 3)))
+    taken = (curve.taken + 1, shown[curve.taken])
+    axes.plot(*taken, "o", color=_ROLES["product"], markersize=13, mfc="none", mew=2.2)
+    right = curve.taken >= len(times) / 2
+    axes.annotate(
+        curve.label, taken, (-12 if right else 12, -15), textcoords="offset points", fontweight="bold",
+        ha="right" if right else "left", va="center", annotation_clip=False,
+    )  # fmt: skip
+    axes.set_xlim(0.5, len(times) + 0.5)
+    axes.set_ylim(low, high)
+    axes.set_xlabel("candidate")
+    axes.set_ylabel("bits per byte, times the base's", labelpad=8)
+    axes.grid(axis="y", color=_LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(length=0, labelsize=11.5)
+    axes.xaxis.set_major_locator(MaxNLocator(12 if width > NARROW else 6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    return figure
+
+
+def _band(times: np.ndarray) -> tuple[float, float]:
+    """Which scores to show: the base's, unless the candidates lie far from it; ruined ones get an arrow."""
+    low, high = float(times.min()), float(np.quantile(times, 0.75))
+    high = max(high, min(float(times.max()), low + 3 * (high - low)))
+    if abs(1 - low) < 5 * max(high - low, 1e-3):
+        low, high = min(low, 1.0), max(high, 1.0)
+    room = 0.14 * (high - low) or 0.01
+    return low - room, high + room
 
 
 def _figure(width: float, height: float) -> Figure:

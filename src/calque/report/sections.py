@@ -15,6 +15,7 @@ from calque.report import charts
 from calque.report.merges import merges
 from calque.report.run import Origin, Run, Step, log, origins
 from calque.report.scores import Text, forgetting, headline, part, scores, texts
+from calque.report.searches import searches
 
 _TOKENS_SHOWN, _SOURCES_SHOWN, _SENTENCES_SHOWN = 14, 4, 4
 
@@ -252,6 +253,7 @@ def everything(run: Run) -> dict[str, Any]:
         "provenance": provenance(run),
         "writing": writing(run),
         "forgetting": forgetting(run),
+        "searches": searches(run),
         "merges": merges(run),
         "cost": cost(run),
     }
