@@ -132,15 +132,15 @@ def trainer(
 def calque(model: Checkpoint, corpus: Corpus, lora: bool, options: argparse.Namespace) -> dict[str, float]:
     """Tokens per second of `train/lm` over its steps after the first."""
     work = Path(tempfile.mkdtemp())
-    from calque.train import loop
+    from calque.train import steps
 
-    shown, at = loop._show, []
+    shown, at = steps._show, []
 
     def show(*arguments) -> None:
         at.append((time.perf_counter(), time.process_time()))
         shown(*arguments)
 
-    loop._show = show
+    steps._show = show
     try:
         lm(
             model,
@@ -161,7 +161,7 @@ def calque(model: Checkpoint, corpus: Corpus, lora: bool, options: argparse.Name
         )
         lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
     finally:
-        loop._show = shown
+        steps._show = shown
         shutil.rmtree(work)
     tokens = sum(line["batch_tokens"] for line in lines[1:])
     return {"tokens": tokens, "seconds": at[-1][0] - at[0][0], "cpu_seconds": at[-1][1] - at[0][1]}

@@ -21,7 +21,7 @@ from calque.errors import ConfigError, DataError, ModelError
 from calque.merge.recurse import recurse
 from calque.model.checkpoint import Checkpoint
 from calque.train import lm as lm_module
-from calque.train import loop
+from calque.train import loop, steps
 from calque.train.lm import lm
 
 SMALL = {"batch_tokens": 64, "length": 32, "lr": 3e-3, "precision": "float32"}
@@ -153,7 +153,7 @@ def test_other_budgets_end(base, corpus, tmp_path, budget):
 
 def killed_at(step, arguments):
     """Train in a process of its own that kills itself after a step, with no chance to tidy up."""
-    real = loop._show
+    real = steps._show
 
     def show(shown, amount, line):
         real(shown, amount, line)
@@ -161,7 +161,7 @@ def killed_at(step, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def run():
-        loop._show = show
+        steps._show = show
         lm(*arguments[0], **arguments[1])
 
     process = get_context("fork").Process(target=run)

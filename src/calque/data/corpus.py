@@ -117,6 +117,25 @@ class Corpus:
         for group, run in itertools.groupby(here, key=lambda example: example.group):
             yield group, "\n".join(example.sides[code] for example in run)
 
+    def passages(self, language: str | Language | None = None, size: int = 1 << 20) -> Iterator[str]:
+        r"""The documents, those longer than `size` characters in parts that end with a line.
+
+        So a document of any length is read with little memory.
+        """
+        code = self.side(language)
+        group, held, length = None, [], 0
+        for example in self:
+            if code not in example.sides:
+                continue
+            if held and (example.group != group or length >= size):
+                yield "\n".join(held)
+                held, length = [], 0
+            group = example.group
+            held.append(example.sides[code])
+            length += len(held[-1])
+        if held:
+            yield "\n".join(held)
+
     def pairs(self, source: str | Language, target: str | Language) -> Iterator[tuple[str, str]]:
         """(source text, target text) of each example that has both sides."""
         first, second = self.side(source), self.side(target)

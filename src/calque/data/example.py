@@ -26,11 +26,13 @@ class Example:
         id: stable name (from the content or the position), unique in its corpus.
         sides: language code ("nya_Latn") -> text.
         group: document, chapter or file it belongs to; a split never cuts a group.
-        target: label or answer, where the task has one.
+        target: label, grade or answer, where the task has one.
         spans: language code -> spans marked in that side.
+        question: what is asked of the sides, where the task asks: a question, a query, an instruction.
+        weight: how much the item counts beside others.
 
     Raises:
-        DataError: a span lies outside its side, or names a side that is not there.
+        DataError: a span lies outside its side, or names a side that is not there; a negative weight.
     """
 
     id: str
@@ -38,8 +40,12 @@ class Example:
     group: str = ""
     target: str | int | None = None
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    question: str = ""
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise DataError(f"example {self.id}: weight {self.weight}; it must be 0 or more")
         for language, spans in self.spans.items():
             if language not in self.sides:
                 raise DataError(f"example {self.id}: spans for {language}, sides are {', '.join(self.sides)}")
@@ -60,10 +66,22 @@ class Example:
             found["target"] = self.target
         if any(self.spans.values()):
             found["spans"] = {k: [[s.start, s.end, s.label] for s in v] for k, v in self.spans.items() if v}
+        if self.question:
+            found["question"] = self.question
+        if self.weight != 1:
+            found["weight"] = self.weight
         return found
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Example:
         """The inverse of `record`."""
         spans = {k: tuple(Span(*span) for span in v) for k, v in record.get("spans", {}).items()}
-        return cls(record["id"], record["sides"], record.get("group", ""), record.get("target"), spans)
+        return cls(
+            record["id"],
+            record["sides"],
+            record.get("group", ""),
+            record.get("target"),
+            spans,
+            record.get("question", ""),
+            record.get("weight", 1.0),
+        )

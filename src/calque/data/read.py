@@ -6,7 +6,8 @@ duplicates) comes later and is the same for all formats.
 Columns and keys (CSV, TSV, JSON lines, Parquet): `text` for one side; `source` and `target` (`src`, `tgt`)
 for two; or a column per language, named by its code or name ("ny", "nya_Latn", "Chichewa"); JSON and
 Parquet also `{"translation": {"en": ..., "ny": ...}}` and `{"sides": {...}}`. `group`, `document` or `doc`
-names the document. CSV and TSV without such a first line: one column is the text, two
+names the document; in JSON and Parquet `target`, `question`, `spans` and `weight` say more
+(calque.data.marks). CSV and TSV without such a first line: one column is the text, two
 are the two sides.
 """
 
@@ -21,11 +22,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from calque.data.marks import marks
 from calque.errors import ConfigError, DataError
 from calque.language import Language
 
 _BLOCK = 1 << 20
-_SIDES = {"source": 0, "src": 0, "text": 0, "sentence": 0, "target": 1, "tgt": 1}
+_SIDES = {"source": 0, "src": 0, "text": 0, "sentence": 0, "context": 0, "target": 1, "tgt": 1}
 _GROUPS = ("group", "document", "doc")
 _BINARY = {
     b"PK\x03\x04": "a zip, Word or Excel file",
@@ -41,11 +43,12 @@ _BINARY = {
 
 
 class Record(NamedTuple):
-    """One raw item: its line or row in its file, the texts by language code, its document if it names one."""
+    """One raw item: its line or row, its texts by language code, its document, and what else it says."""
 
     line: int
     sides: Mapping[str, str]
     group: str = ""
+    marks: Mapping[str, Any] = {}
 
 
 def ending(file: Path) -> str:
@@ -242,7 +245,8 @@ def of_row(place: str, number: int, row: Any, languages: Sequence[str]) -> Recor
     if not isinstance(row, Mapping):
         raise DataError(f'{place}: {type(row).__name__}, should be an object like {{"text": ...}}')
     inner = next((row[key] for key in ("sides", "translation") if isinstance(row.get(key), Mapping)), row)
-    return Record(number, _sides(place, inner, languages), _group(row))
+    sides = _sides(place, inner, languages)
+    return Record(number, sides, _group(row), marks(place, row, sides, languages))
 
 
 def _sides(place: str, row: Mapping[str, Any], languages: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,14 @@ def _examples(
             group = f"{name}/{record.group}" if record.group else name
         else:
             group = record.group or (f"document {document}" if divided else _block(record.line))
-        yield Example(f"{name}:{record.line}", record.sides, group)
+        yield _example(f"{name}:{record.line}", record, group)
+
+
+def _example(name: str, record: Record, group: str) -> Example:
+    try:
+        return Example(name, record.sides, group, **record.marks)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
 
 
 def _moses(ref: str, languages: tuple[str, ...]) -> _Source:
@@ -212,7 +219,7 @@ def _hub(ref: str, languages: tuple[str, ...]) -> _Source:
     def read() -> Iterator[Example]:
         for number, row in enumerate(parts[part], start=1):
             record = of_row(f"{ref}: row {number}", number, row, languages)
-            yield Example(f"{name}:{number}", record.sides, record.group or _block(number))
+            yield _example(f"{name}:{number}", record, record.group or _block(number))
 
     return _Source(ref, read, languages, notes={"part": part})
 
@@ -229,7 +236,8 @@ def _scan(source: _Source, *, nfc: bool, dedupe: bool) -> Corpus:
         for raw in source.read():
             example = _clean(raw, nfc)
             texts = [example.sides.get(code, "") for code in source.languages]
-            digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
+            said = [example.question, repr(example.target), repr(example.spans)] if _marked(example) else []
+            digest = hashlib.blake2b("\0".join([*texts, *said]).encode(), digest_size=16).digest()
             fate = _fate(texts, dedupe and digest in seen)
             count[fate] += 1
             count["nfc_changed"] += nfc and any(raw.sides[c].strip() != t for c, t in example.sides.items())
@@ -254,9 +262,15 @@ def _scan(source: _Source, *, nfc: bool, dedupe: bool) -> Corpus:
 
 
 def _clean(example: Example, nfc: bool) -> Example:
-    """Blanks at the ends removed, and Unicode normal form C."""
+    """Blanks at the ends removed, and Unicode normal form C; a side with spans stays as it is."""
     form = partial(unicodedata.normalize, "NFC") if nfc else str
-    return Example(example.id, {c: form(text.strip()) for c, text in example.sides.items()}, example.group)
+    kept = example.spans
+    sides = {c: text if c in kept else form(text.strip()) for c, text in example.sides.items()}
+    return replace(example, sides=sides)
+
+
+def _marked(example: Example) -> bool:
+    return bool(example.question or example.spans or example.target is not None)
 
 
 def _fate(texts: Sequence[str], twice: bool) -> str:

@@ -12,6 +12,7 @@ from calque.data.pack import Batch
 from calque.progress import say
 from calque.train.attention import documents_apart
 from calque.train.cross_entropy import cross_entropy, linear_cross_entropy
+from calque.train.rows import run
 from calque.train.soft import SoftLabels
 from calque.train.stage import Loss, Objective
 
@@ -87,15 +88,8 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 def padded(model: PreTrainedModel, batch: Batch, soft: SoftLabels | None = None) -> Loss:
     """Loss over documents in a row each, padded to the longest; for models that need it so."""
-    rows, longest = len(batch.lengths), max(batch.lengths)
-    real = torch.arange(longest)[None] < torch.tensor(batch.lengths)[:, None]
-    ids = torch.zeros(rows, longest, dtype=torch.long)
-    ids[real] = torch.from_numpy(batch.ids)
-    model_: Any = model
-    logits = model_(
-        input_ids=ids.to(model.device), attention_mask=real.long().to(model.device), use_cache=False
-    ).logits
-    logits = logits[real.to(logits.device)].float()
+    out, laid = run(model, batch, use_cache=False)
+    logits = out.logits[laid.real].float()
     total, plain = cross_entropy(
         logits, torch.from_numpy(batch.labels()).to(logits.device), _on(logits, soft)
     )

@@ -177,7 +177,7 @@ def lm(
         deltas=attached,
         delta_embeddings=lora_embeddings,
     )
-    notes = train(
+    loaded, notes = train(
         loaded,
         [stage],
         work=work,
@@ -206,7 +206,7 @@ def _pieces(model: Checkpoint, text: Corpus, file: Path, length: int) -> Pieces:
     tokens = Tokens.of(model.tokenizer())
     end = tokens.special.get("eos")
     found = pack(
-        (document for _, document in text.documents()),
+        text.passages(),
         lambda texts: (
             e.ids for e in tokens.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         ),

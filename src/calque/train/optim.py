@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from calque.train.spread import own_rows
+
 Schedule = Literal["cosine", "linear", "constant"]
 
 
@@ -85,7 +87,8 @@ def keep_seen_rows(embeddings: Iterable[torch.nn.Parameter], seen_N: torch.Tenso
         if parameter.grad is not None and parameter.ndim == 2:
             unseen_V = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
             unseen_V[seen_N] = False
-            parameter.grad[unseen_V] = 0
+            rows, first = own_rows(parameter.grad)
+            rows[unseen_V[first : first + len(rows)]] = 0
 
 
 @torch.no_grad()

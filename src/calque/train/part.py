@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from calque.errors import ConfigError, ModelError
+from calque.model.moe import routers
 from calque.model.slots import layout
 from calque.train.stage import Stage
 
@@ -31,6 +32,13 @@ class Trainable:
         """All of them."""
         return {**self.layers, **self.embeddings}
 
+    def again(self, model: torch.nn.Module) -> Trainable:
+        """The same ones, after an engine has put others in their place."""
+        now = dict(model.named_parameters())
+        return Trainable(
+            {name: now[name] for name in self.layers}, {name: now[name] for name in self.embeddings}
+        )
+
     def count(self) -> int:
         """How many numbers train."""
         return sum(p.numel() for p in self.named().values())
@@ -49,6 +57,7 @@ def training(model: PreTrainedModel, stage: Stage) -> Iterator[Trainable]:
         wanted = stage.deltas.named() | (embeddings if stage.delta_embeddings else set())
     else:
         wanted = _wanted(model, stage.part, stage.outer, embeddings)
+    wanted = wanted | stage.beside
     chosen: dict[bool, dict[str, torch.nn.Parameter]] = {True: {}, False: {}}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in wanted)
@@ -70,6 +79,11 @@ def _wanted(model: PreTrainedModel, part: str, outer: int, embeddings: set[str])
         return set(names)
     if part == "embeddings":
         return embeddings
+    if part == "layers":
+        rows = model.get_input_embeddings().weight
+        return {name for name, parameter in model.named_parameters() if parameter is not rows}
+    if part == "experts":
+        return _experts(model)
     places = layout(model.config.model_type, {n: tuple(p.shape) for n, p in model.named_parameters()})
     layer_of = {name: places.place(name)[0] for name in names}
     depth = max((layer for layer in layer_of.values() if layer is not None), default=-1) + 1
@@ -82,3 +96,12 @@ def _wanted(model: PreTrainedModel, part: str, outer: int, embeddings: set[str])
         )
     chosen = {*range(outer), *range(depth - outer, depth)}
     return embeddings | {name for name, layer in layer_of.items() if layer in chosen}
+
+
+def _experts(model: PreTrainedModel) -> set[str]:
+    """Names of all that stands beside a router: experts, shared ones, and the router itself."""
+    found = {id(router) for router in routers(model)}
+    blocks = tuple(
+        f"{name.rpartition('.')[0]}." for name, module in model.named_modules() if id(module) in found
+    )
+    return {name for name, _ in model.named_parameters() if name.startswith(blocks)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -13,12 +13,13 @@ from calque.data.mixture import Mixture
 from calque.data.pack import Batch
 from calque.delta.attach import Attached
 from calque.errors import ConfigError
+from calque.evaluate.table import Table
 from calque.train.optim import Optimization
 
 # Share of a budget in minutes that the first step is taken to last, before any was measured.
 _FIRST_STEP = 0.01
 
-Part = Literal["all", "embeddings", "embeddings+outer", "lora", "delta"]
+Part = Literal["all", "layers", "embeddings", "embeddings+outer", "experts", "lora", "delta"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,38 @@ class Loss:
 
 
 Objective = Callable[[PreTrainedModel, Batch], Loss]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Early stopping: a stage ends when a metric on held-out material no longer falls.
+
+    The weights of the best check are what the stage gives.
+
+    Attributes:
+        table: scores the model as it is now, by a function that gives the loss of a batch.
+        numerator: metric of the table above the line.
+        denominator: metric of the table below the line; watched is the quotient of their sums, the lower the
+            better.
+        every: steps between two checks.
+        patience: checks in a row that may be no better than the best before the stage ends.
+    """
+
+    table: Callable[[Callable[[Batch], Any]], Table]
+    numerator: str
+    denominator: str
+    every: int
+    patience: int
+
+    def value(self, model: PreTrainedModel, loss_of: Callable[[Batch], Any]) -> float:
+        """The metric now."""
+        was_training = model.training
+        model.eval()
+        try:
+            (found,) = self.table(loss_of).ratio(self.numerator, self.denominator, by=())
+        finally:
+            model.train(was_training)
+        return found.estimate.value
 
 
 @dataclass(frozen=True)
@@ -100,6 +133,10 @@ class Stage:
         outer: layers at each end that train in part "embeddings+outer".
         deltas: what is attached to the model; it trains in parts "lora" and "delta".
         delta_embeddings: whether the embeddings train beside it.
+        beside: names of further parameters that always train: those of a new head.
+        prepare: what is done to a batch before its use, a function of the batch alone: noise.
+        terms: how many terms the loss of a batch is the mean of; it weighs the batches of one step.
+        watch: when to stop early.
     """
 
     part: Part
@@ -112,3 +149,13 @@ class Stage:
     outer: int = 2
     deltas: Attached | None = None
     delta_embeddings: bool = False
+    beside: frozenset[str] = frozenset()
+    prepare: Callable[[Batch], Batch] | None = None
+    terms: Callable[[Batch], int] = Batch.targets
+    watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        if self.watch and self.optimization.average:
+            raise ConfigError(
+                "early stopping gives the best weights, averaging the mean of the last: choose one"
+            )

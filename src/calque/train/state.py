@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from calque.data.mixture import Place
 from calque.disk import clear_disk_errors, read_json, write_json
 from calque.errors import ConfigError, DataError
+from calque.train.spread import spread_like, whole, world
 
-_FOLDER = "state-"
+_FOLDER, _BEST = "state-", "best-"
 
 
 @dataclass
@@ -35,6 +36,9 @@ class Progress:
         place: how far the stream has been read.
         averaged: weights in the running average.
         all_steps: optimizer steps of all stages.
+        best: lowest value of the watched metric; None before the first check.
+        best_step: the step of the stage after which it was so low.
+        worse: checks since then.
     """
 
     stage: int
@@ -44,6 +48,9 @@ class Progress:
     place: Place
     averaged: int = 0
     all_steps: int = 0
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0
 
 
 def save_state(
@@ -54,23 +61,53 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     average: Mapping[str, torch.Tensor],
 ) -> None:
-    """Write a state; older ones are removed when it is whole."""
+    """Write a state; older ones are removed when it is whole.
+
+    Every process calls this, since each may hold a piece of every tensor; the main one writes.
+    """
     target = work / f"{_FOLDER}{progress.all_steps:09d}"
+    tensors = {
+        "weights": _whole(weights),
+        "average": _whole(average),
+        "optimizer": _whole(_flat(optimizer)),
+    }
+    if world()[0]:
+        return
     part = work / f".{target.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     with clear_disk_errors(target):
         part.mkdir(parents=True)
-        _save(part / "weights.safetensors", weights)
-        _save(part / "average.safetensors", average)
-        _save(part / "optimizer.safetensors", _flat(optimizer))
+        for name, named in tensors.items():
+            _save(part / f"{name}.safetensors", named)
         _save(part / "random.safetensors", {"torch": torch.get_rng_state()})
         record = {**asdict(progress), "place": progress.place.record()}
         write_json(part / "state.json", {"progress": record, "settings": settings})
         shutil.rmtree(target, ignore_errors=True)
         os.rename(part, target)
-    for old in work.glob(f"{_FOLDER}*"):
-        if old != target:
+    best = work / f"{_BEST}{progress.best_step:09d}"
+    for old in (*work.glob(f"{_FOLDER}*"), *work.glob(f"{_BEST}*")):
+        if old not in (target, best):
             shutil.rmtree(old)
+
+
+def save_best(work: Path, step: int, weights: Mapping[str, torch.Tensor]) -> None:
+    """Keep the weights of the best check; those of the one before go when the next state is saved."""
+    target = work / f"{_BEST}{step:09d}"
+    part = work / f".{target.name}.part"
+    tensors = _whole(weights)
+    if world()[0]:
+        return
+    with clear_disk_errors(target):
+        for left in (part, target):
+            shutil.rmtree(left, ignore_errors=True)
+        part.mkdir(parents=True)
+        _save(part / "weights.safetensors", tensors)
+        os.rename(part, target)
+
+
+def load_best(work: Path, step: int, named: Mapping[str, torch.Tensor]) -> None:
+    """Put the weights of the best check into the parameters, in place."""
+    _load_into(work / f"{_BEST}{step:09d}" / "weights.safetensors", named)
 
 
 def find_state(work: Path, settings: Mapping[str, Any]) -> tuple[Path, Progress] | None:
@@ -80,8 +117,8 @@ def find_state(work: Path, settings: Mapping[str, Any]) -> tuple[Path, Progress]
         ConfigError: the state was made with other settings; the message shows the difference.
         DataError: the state is damaged.
     """
-    for part in work.glob(f".{_FOLDER}*.part"):
-        shutil.rmtree(part)
+    for part in (*work.glob(f".{_FOLDER}*.part"), *work.glob(f".{_BEST}*.part")):
+        shutil.rmtree(part, ignore_errors=True)
     folders = sorted(work.glob(f"{_FOLDER}*"))
     if not folders:
         return None
@@ -114,22 +151,39 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], work: Path
 
 def load_weights(folder: Path, model: torch.nn.Module) -> None:
     """Put the saved weights into the model, in place."""
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in load_file(folder / "weights.safetensors").items():
-            named[name].copy_(value)
+    _load_into(folder / "weights.safetensors", dict(model.named_parameters()))
 
 
-def load_rest(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Put back the optimizer's state and the random generator; returns the running average."""
+def load_rest(
+    folder: Path, optimizer: torch.optim.Optimizer, named: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Put back the optimizer's state and the random generator; returns the running average.
+
+    Args:
+        folder: the state.
+        optimizer: of the parameters in `named`.
+        named: they are spread over the processes as what is read will be.
+    """
     state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in load_file(folder / "optimizer.safetensors").items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = spread_like(value, parameters[int(index)])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     torch.set_rng_state(load_file(folder / "random.safetensors")["torch"])
-    return load_file(folder / "average.safetensors")
+    average = load_file(folder / "average.safetensors")
+    return {name: spread_like(value, named[name]) for name, value in average.items()}
+
+
+def _load_into(file: Path, named: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in load_file(file).items():
+            named[name].copy_(spread_like(value, named[name]))
+
+
+def _whole(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: whole(value.detach()) for name, value in tensors.items()}
 
 
 def _save(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
