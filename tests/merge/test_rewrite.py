@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calque.errors import ConfigError, DataError, ModelError
@@ -183,6 +185,26 @@ def test_products_that_transformers_can_not_use_are_refused(base, tmp_path):
         changed = {"eos_token_id": 9}
         Rewrite(base, copies(base), config=changed, generation=changed).write(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_without_a_place_are_refused_unless_the_base_had_them(base, tmp_path):
+    extra = Row("model.extra.weight", "BF16", (32,), (Source(base, "model.norm.weight"),))
+    with pytest.raises(ModelError, match=r"out: LlamaForCausalLM has no place for 1 tensors, .*model.extra"):
+        Rewrite(base, (*copies(base), extra)).write(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    held = shutil.copytree(base.folder, tmp_path / "held")
+    weights = load_file(held / "model.safetensors")
+    save_file({**weights, extra.name: torch.ones(32)}, held / "model.safetensors", {"format": "pt"})
+    again = Checkpoint.at(held)
+    assert extra.name in Rewrite(again, copies(again)).write(tmp_path / "out").tensors
+
+
+def test_the_check_says_where_it_needs_memory(tmp_path, capsys):
+    for architecture in ("gpt2", "qwen2-moe"):
+        base = Checkpoint.at(tiny.model(tmp_path / architecture, architecture))
+        Rewrite(base, copies(base)).write(tmp_path / f"out-{architecture}")
+        said = "puts 4 tensors together anew" in capsys.readouterr().err
+        assert said == (architecture == "qwen2-moe")
 
 
 def test_a_tokenizer_that_loses_text_is_refused(base, tmp_path):

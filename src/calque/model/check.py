@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 
 from calque.disk import read_json
 from calque.errors import ModelError
-from calque.model.files import GENERATION
+from calque.model.files import GENERATION, TOKENIZER, companions
 from calque.model.tensors import same_bytes
-from calque.progress import bar
+from calque.progress import bar, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _ROLES = ("bos", "eos", "pad")
 _IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"})
-_FORWARD_TOKENS = 64
+_FORWARD_TOKENS = 16
+_COMPUTED = frozenset({torch.bfloat16, torch.float16, torch.float32})  # a model can run in these
 _FIRST_INF = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # bits of infinity, without the sign
 _SAMPLE = "It's 1,234.5 kg; Ng'ombe zi-4...\n\n  café  ሰላም 你好!"
 
@@ -64,10 +65,10 @@ def check_product(
     check_values(product, made, rows=vocabulary(tokenizer), checked=checked)  # pyright: ignore
     _check_ties(product)
     _check_roles(product, tokenizer, base)
-    before = base.tokenizer() if text else None
+    before = _tokenizer_of(base, product, tokenizer) if text else None
     for line in text:
         _check_round_trip(product, tokenizer, before, unicodedata.normalize("NFC", line).strip())
-    _check_forward(product, tokenizer, text)
+    _check_forward(product, base, tokenizer, text)
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -185,7 +186,7 @@ def _check_ties(checkpoint: Checkpoint) -> None:
 def _check_roles(product: Checkpoint, tokenizer: PreTrainedTokenizerFast, base: Checkpoint) -> None:
     """Where tokenizer, configuration and generation settings of the base agree, the product's must too."""
     split = _disagreements(product, tokenizer)
-    if split and (new := split.keys() - _disagreements(base, base.tokenizer()).keys()):
+    if split and (new := split.keys() - _disagreements(base, _tokenizer_of(base, product, tokenizer)).keys()):
         role = min(new)
         raise ModelError(f"{product.folder}: special ids disagree: {split[role]}")
 
@@ -240,10 +241,38 @@ def check_same_tokenizer(product: Checkpoint, spec: str, text: Sequence[str]) ->
         )
 
 
-def _check_forward(product: Checkpoint, tokenizer: PreTrainedTokenizerFast, text: Sequence[str]) -> None:
-    """Load with plain transformers in the stored dtype and run once."""
-    model = product.model(None).eval()
-    size = vocabulary(tokenizer)
+def _tokenizer_of(
+    base: Checkpoint, product: Checkpoint, tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedTokenizerFast:
+    """The base's tokenizer; `tokenizer`, the product's, where both folders have the same files."""
+    mine, theirs = (
+        {path: (folder / path).read_bytes() for path in companions(folder) if path.name in TOKENIZER}
+        for folder in (base.folder, product.folder)
+    )
+    return tokenizer if mine == theirs else base.tokenizer()
+
+
+def _check_forward(
+    product: Checkpoint, base: Checkpoint, tokenizer: PreTrainedTokenizerFast, text: Sequence[str]
+) -> None:
+    """Load with plain transformers and run once.
+
+    In the dtype of the files the weights stay mapped from them, and take no memory of their own.
+    """
+    stored = product.info(product.input_embedding).torch_dtype
+    loaded, left = product.load(stored if stored in _COMPUTED else None)
+    if left := [name for name in left if name not in base.tensors]:
+        raise ModelError(
+            f"{product.folder}: {type(loaded).__name__} has no place for {len(left)} tensors, first "
+            f"'{left[0]}'; the model would be used without them"
+        )
+    shapes = {info.shape for info in product.tensors.values()}
+    if made := [name for name, one in loaded.named_parameters() if tuple(one.shape) not in shapes]:
+        say(
+            f"{product.folder.name}: for a '{product.architecture}' transformers puts {len(made)} tensors "
+            f"together anew (first '{made[0]}'), so the check holds those in memory"
+        )
+    model, size = loaded.eval(), vocabulary(tokenizer)
     ids = tokenizer.encode(text[0], add_special_tokens=False)[:_FORWARD_TOKENS] if text else []
     input_BT = torch.tensor([ids or list(range(min(8, size)))])
     extra = {"decoder_input_ids": input_BT} if model.config.is_encoder_decoder else {}

@@ -202,12 +202,16 @@ class Checkpoint:
         Raises:
             ModelError: transformers can not build it, or would have to invent some of its weights.
         """
+        return self.load(dtype)[0]
+
+    def load(self, dtype: torch.dtype | None = torch.float32) -> tuple[PreTrainedModel, list[str]]:
+        """As `model`, with the names of the tensors that the model has no place for."""
         import transformers
 
         if "recursion" in self.config:
             from calque.model.recursive import build as build_looped
 
-            return build_looped(self, dtype)
+            return build_looped(self, dtype), []
         names = self.config.get("architectures") or ["AutoModelForCausalLM"]
         build: Any = getattr(transformers, str(names[0]), transformers.AutoModelForCausalLM)
         settings = {"dtype": dtype or "auto", "local_files_only": True, "use_safetensors": True}
@@ -225,7 +229,7 @@ class Checkpoint:
                 f"{self.folder}: {len(absent)} tensors that {type(model).__name__} needs are missing or have "
                 f"another shape, first {absent[0]}"
             )
-        return model
+        return model, sorted(found["unexpected_keys"])
 
     def check(self) -> None:
         """Read every tensor once and compare sizes; raise ModelError on the first thing that is wrong."""
