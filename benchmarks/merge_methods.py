@@ -40,6 +40,7 @@ def make(folder: Path, layers: int, width: int) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     sizes = {**SIZES, "num_hidden_layers": layers, "hidden_size": width, "intermediate_size": width * 8 // 3}
+    sizes |= {"num_attention_heads": width // 64, "num_key_value_heads": max(1, width // 256)}
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).to(torch.bfloat16)
     model.save_pretrained(folder / "base")

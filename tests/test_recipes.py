@@ -1,4 +1,4 @@
-"""The recipes in recipes/: each is valid as it stands, explained, and runs from end to end on a tiny model."""
+"""The recipes in recipes/: each is valid as it stands, explained, and runs on a tiny model."""
 
 from pathlib import Path
 

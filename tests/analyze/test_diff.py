@@ -1,5 +1,6 @@
 """Differences of two checkpoints: found where they are, and nowhere else."""
 
+import json
 import shutil
 
 import pytest
@@ -93,3 +94,39 @@ def test_another_dtype(models, tmp_path):
     found = diff(base, half)
     assert said(found)[f"tensor {UP}"] == "F32 [48, 32] -> BF16 [48, 32]"
     assert max(row["value"] for row in found.where(metric="relative").rows()) < 0.01
+
+
+def reordered(base, folder):
+    """The model with its ordinary tokens in the opposite order, and its embedding rows with them."""
+    content = json.loads((base.folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    ordinary = sorted(i for t, i in vocabulary.items() if t not in tiny.SPECIAL)
+    new = dict(zip(ordinary, reversed(ordinary), strict=True))
+    rows = torch.tensor([new.get(i, i) for i in range(320)])  # its own inverse
+    embeddings = (base.input_embedding, base.output_embedding)
+    made = kin.changed(base, folder, lambda name, t: t[rows] if name in embeddings else t)
+    content["model"]["vocab"] = {t: new.get(i, i) for t, i in vocabulary.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return made
+
+
+def test_embeddings_are_compared_by_token(models, tmp_path):
+    base, one = models
+    items = diff(base, reordered(base, tmp_path / "same")).values("item")
+    assert items and not [item for item in items if not item.startswith("tokenizer")]
+    moved = reordered(one, tmp_path / "moved")
+    by_token, by_index = diff(base, moved), diff(base, one)
+    for name in (base.input_embedding, base.output_embedding):
+        item = f"tensor {name}"
+        there, here = (table.where(item=item, metric="norm").rows() for table in (by_token, by_index))
+        assert next(iter(there))["value"] == pytest.approx(next(iter(here))["value"], rel=0.1)
+        assert "compared by token" in said(by_token)[f"rows of {name}"]
+    assert "compared by token" in to_text(by_token)
+
+
+def test_tokens_of_one_model_alone_are_left_out(models, tmp_path):
+    base, _ = models
+    other = copy(base, tmp_path / "other")
+    tiny.tokenizer(tiny.CHICHEWA, size=280).save_pretrained(other.folder)
+    told = said(diff(base, other))[f"rows of {base.input_embedding}"]
+    assert 100 < int(told.split(" for the ")[1].split(" ")[0]) < 290

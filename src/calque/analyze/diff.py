@@ -12,13 +12,17 @@ from calque import __version__
 from calque.evaluate.table import Table, signature
 from calque.evaluate.view import align
 from calque.merge.change import Change, change
+from calque.merge.inputs import PER_TOKEN
+from calque.merge.match import RowOrder, match_tokens
 from calque.merge.rewrite import Source
 from calque.model.check import generation_settings
 from calque.model.checkpoint import Checkpoint
+from calque.model.slots import Slot
 from calque.model.tensors import same_bytes
 from calque.progress import bar
 from calque.vocab.tokens import Tokens
 
+Vocabularies = tuple[Tokens, Tokens]
 _NOT_SAID = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype"})
 
 
@@ -34,13 +38,15 @@ def diff(one: Checkpoint, other: Checkpoint, *, same: bool = False) -> Table:
         A table of task "diff": for each tensor of both with one shape the metrics norm (of the difference),
         relative (to the first's), cosine, moved (share of numbers that differ) and largest. Whatever else
         differs has the metric "differs" and says how in `output`: tensors of one model alone or of two shapes
-        or dtypes, tokens, special tokens, settings. Empty for equal checkpoints.
+        or dtypes, tokens, special tokens, settings. Empty for equal checkpoints. Where tokens or their ids
+        differ, rows of embeddings are compared token by token, for the tokens of both.
 
     Raises:
         ModelError: A checkpoint that can not be read, or holds NaN or Inf.
 
     Relations:
         A checkpoint against itself gives no row. diff(b, a) has the norms, cosines and shares of diff(a, b).
+        A model whose tokens have other ids, and its rows with them, has no tensor that differs.
     """
     made_by = signature("diff", {"one": one.folder.name, "other": other.folder.name, "version": __version__})
     head = {
@@ -49,11 +55,15 @@ def diff(one: Checkpoint, other: Checkpoint, *, same: bool = False) -> Table:
         "language": "",
         "signature": made_by,
     }
-    found = [*_tensors(one, other, same), *_settings(one, other), *_tokens(one, other)]
+    both = _vocabularies(one, other)
+    found = [*_tensors(one, other, same, _shared(both)), *_settings(one, other), *_tokens(both)]
     return Table.of({**head, **row} for row in found)
 
 
-def _tensors(one: Checkpoint, other: Checkpoint, same: bool) -> Iterator[dict[str, Any]]:
+def _tensors(
+    one: Checkpoint, other: Checkpoint, same: bool, shared: np.ndarray | None
+) -> Iterator[dict[str, Any]]:
+    """Rows of all tensors; `shared`, if given, are the ids of common tokens, (2, N)."""
     slots = {name: slot for slot, name in one.slots.items()}
     with bar("diff", one.nbytes, "B") as shown:
         for name in dict.fromkeys((*one.tensors, *other.tensors)):
@@ -64,6 +74,9 @@ def _tensors(one: Checkpoint, other: Checkpoint, same: bool) -> Iterator[dict[st
             shown.update(one.info(name).nbytes, name)
             if _kind(one, name) != _kind(other, name):
                 yield _said(f"tensor {name}", f"{_kind(one, name)} -> {_kind(other, name)}")
+            if shared is not None and slots[name].role in PER_TOKEN:
+                yield from _by_token(name, slots[name], one, other, shared, same)
+                continue
             equal = same_bytes(one.info(name), other.info(name))
             if one.info(name).shape != other.info(name).shape or (equal and not same):
                 continue
@@ -72,6 +85,24 @@ def _tensors(one: Checkpoint, other: Checkpoint, same: bool) -> Iterator[dict[st
                 yield from _numbers(name, found)
             elif not equal:
                 yield _said(f"tensor {name}", "other numbers")
+
+
+def _by_token(
+    name: str, slot: Slot, one: Checkpoint, other: Checkpoint, shared: np.ndarray, same: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows of tokens that both models have, whatever their ids."""
+    before, after = (
+        Source(checkpoint, name, RowOrder((checkpoint.info(name),), np.zeros(len(ids), np.int64), ids))
+        for checkpoint, ids in zip((one, other), shared, strict=True)
+    )
+    if before.shape != after.shape:  # of another width
+        return
+    found = change(slot, before, after)
+    if found.moved or same:
+        yield from _numbers(name, found)
+        sizes = " and ".join(f"{checkpoint.info(name).shape[0]:,}" for checkpoint in (one, other))
+        told = f"compared by token, for the {len(shared[0]):,} that both have; of {sizes} rows"
+        yield _said(f"rows of {name}", told)
 
 
 def _kind(checkpoint: Checkpoint, name: str) -> str:
@@ -122,11 +153,29 @@ def _text(settings: Mapping[str, Any], key: str) -> str:
     return json.dumps(settings[key]) if key in settings else "(not given)"
 
 
-def _tokens(one: Checkpoint, other: Checkpoint) -> Iterator[dict[str, Any]]:
+def _vocabularies(one: Checkpoint, other: Checkpoint) -> Vocabularies | None:
+    """Both vocabularies; None when their files are the same."""
     files = [checkpoint.folder / "tokenizer.json" for checkpoint in (one, other)]
     if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+        return None
+    return Tokens.of(one.tokenizer()), Tokens.of(other.tokenizer())
+
+
+def _shared(both: Vocabularies | None) -> np.ndarray | None:
+    """Ids of the tokens of both models in each of them, (2, N); None when all ids agree."""
+    if both is None:
+        return None
+    found = match_tokens(*both)
+    own = np.arange(len(found))
+    if len(both[0]) == len(both[1]) and (found == own).all():
+        return None
+    return np.stack([own, found])[:, found >= 0]
+
+
+def _tokens(both: Vocabularies | None) -> Iterator[dict[str, Any]]:
+    if both is None:
         return
-    first, second = Tokens.of(one.tokenizer()), Tokens.of(other.tokenizer())
+    first, second = both
     before, after = ({s: i for i, s in enumerate(t.strings) if s} for t in (first, second))
     counts = {
         "tokens only in the first": before.keys() - after.keys(),
@@ -155,7 +204,7 @@ def to_text(table: Table) -> str:
     names = ("relative", "norm", "cosine", "moved", "largest")
     ranked = sorted(cells.items(), key=lambda item: -item[1].get("relative", float("inf")))
     body = [[name, *(f"{values[n]:.6g}" if n in values else "-" for n in names)] for name, values in ranked]
-    said.sort(key=lambda line: line.startswith("tensor "))
+    said.sort(key=lambda line: line.startswith(("tensor ", "rows of ")))
     if not said and not body:
         return "no difference"
     return "\n".join([*said, *([align([["tensor", *names], *body])] if body else [])])

@@ -26,7 +26,7 @@ Vocabulary = Literal["base", "union"] | None
 
 _BUFFERS = frozenset({"attention.rotary", "attention.mask", "attention.mask_value", "embed.position_ids"})
 _BUFFER_NAMES = ("rotary_emb.inv_freq", "position_ids", "masked_bias", "num_batches_tracked")
-_PER_TOKEN = frozenset(
+PER_TOKEN = frozenset(
     {
         "embed.input",
         "embed.output",
@@ -78,7 +78,7 @@ class Inputs:
             Source(checkpoint, alias.get(name, name))
             for checkpoint, alias in zip((self.base, *self.tuned), self.aliases, strict=True)
         )
-        if self.matches is None or self.slot(name).role not in _PER_TOKEN:
+        if self.matches is None or self.slot(name).role not in PER_TOKEN:
             return found
         orders = line_up_rows([source.info for source in found], self.matches, self.rows)
         return tuple(
@@ -262,7 +262,7 @@ def _check_shapes(
     for name in names:
         one, two = base.info(name), other.info(alias.get(name, name))
         shapes = [one.shape, two.shape]
-        if by_token and base.layout.place(name)[1] in _PER_TOKEN:
+        if by_token and base.layout.place(name)[1] in PER_TOKEN:
             shapes = [shape[1:] if shape[0] != 1 else (1,) for shape in shapes]
         if shapes[0] != shapes[1]:
             raise ModelError(
