@@ -1,8 +1,9 @@
 """Whatever names a text becomes a corpus: a file, a Moses pair, a folder, an asset, a data set of the hub.
 
-The text is read twice: once to check it, count and find duplicates, which leaves one byte for each example;
-then again whenever the corpus is iterated. Memory does not grow with the text, but for the hashes of the
-lines during the first reading (about 100 bytes for each different line) and for joined assets.
+The text is read once to check it, count and find duplicates. A small one stays in memory; a larger one leaves
+one byte for each example and is read again whenever the corpus is iterated. So memory does not grow with the
+text, but for the hashes of the lines during the first reading (about 100 bytes for each different line) and
+for joined assets.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from calque.progress import bar, say
 
 BLOCK_LINES = 50
 """Lines of a document where a text does not say where its documents end."""
+_HELD = 32 << 20
+"""Bytes of text up to which a corpus stays in memory."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*(:[\w.\-]+)?")
 
 
@@ -227,6 +230,8 @@ def _hub(ref: str, languages: tuple[str, ...]) -> _Source:
 def _scan(source: _Source, *, nfc: bool, dedupe: bool) -> Corpus:
     """Read everything once: check it, decide what is kept, and note what was found."""
     keep = bytearray()
+    held: list[Example] = []
+    room = _HELD
     seen: set[bytes] = set()
     samples = {code: Sample() for code in source.languages}
     count = Counter[str]()
@@ -246,19 +251,24 @@ def _scan(source: _Source, *, nfc: bool, dedupe: bool) -> Corpus:
                 seen.add(digest)
                 for code in () if source.pinned else source.languages:
                     samples[code].add(example.sides[code])
-            shown.update(sum(len(text.encode()) + 1 for text in texts) if total else 1)
+            nbytes = sum(len(text.encode()) + 1 for text in texts)
+            room -= nbytes
+            held.append(example)
+            if room < 0:
+                held.clear()
+            shown.update(nbytes if total else 1)
     found = {key: count[key] for key in ("kept", "empty", "one_sided", "duplicates", "nfc_changed")}
     notes = {"sources": [str(file) for file in source.files] or [source.name], "read": len(keep), **found}
     _refuse_too_little(source, notes)
     if not source.pinned:
         notes["looks"] = {code: _look(source, code, samples[code]) for code in source.languages}
     _tell(source, notes)
-    return Corpus(
-        lambda: (_clean(raw, nfc) for raw in source.read()),
-        bytes(keep),
-        source.languages,
-        {**notes, **source.notes, "nfc": nfc, "dedupe": dedupe},
-    )
+
+    def examples() -> Iterator[Example]:
+        return iter(held) if room >= 0 else (_clean(raw, nfc) for raw in source.read())
+
+    notes |= {**source.notes, "nfc": nfc, "dedupe": dedupe}
+    return Corpus(examples, bytes(keep), source.languages, notes)
 
 
 def _clean(example: Example, nfc: bool) -> Example:
