@@ -129,7 +129,7 @@ METHODS: dict[str, Method] = _rows(
         _LAYERSWAP,
     ),
     ("merge/run", "calque.merge.run:run", "do what a mergekit YAML file says", ""),
-    ("merge/fold", "calque.merge.fold:fold", "fold a PEFT adapter into its base", _LORA),
+    ("merge/fold", "calque.merge.fold:fold", "fold an adapter or a delta into its base", _LORA),
     (
         "merge/extract_lora",
         "calque.merge.extract_lora:extract_lora",
@@ -175,7 +175,21 @@ METHODS: dict[str, Method] = _rows(
         "Ansell et al. 2022, arXiv:2110.07560",
     ),
     ("delta/mam", "calque.delta.mam:mam", "a prefix and scaled parallel networks", _UNIFIED),
+    (
+        "delta/mixture",
+        "calque.delta.mixture:mixture",
+        "deltas weighed by trained routers, or one for each language",
+        "Li et al. 2023, arXiv:2308.06552",
+    ),
+    ("delta/grid", "calque.grid:grid", "forms x places x budgets on one text, one table", _UNIFIED),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
+    (
+        "train/denoise",
+        "calque.train.denoise:denoise",
+        "restore masked tokens or cut-out spans of a text",
+        "Devlin et al. 2019, Raffel et al. 2020",
+    ),
+    ("train/tune", "calque.train.tune:tune", "tune on examples: answers, labels, spans, rankings", ""),
     ("evaluate/lm", "calque.evaluate.lm:lm", "bits per byte of held-out documents", ""),
     (
         "evaluate/generation",

@@ -231,6 +231,9 @@ def _outside(ref: str) -> str:
         return ",".join(disk.checksum(part) for part in parts)
     from calque import assets
 
+    model, plus, delta = path.rpartition("+")
+    if plus and Path(delta).exists():
+        return f"{_outside(model)}+{disk.checksum(Path(delta))}"
     pinned = assets.pinned(path)
     return pinned if pinned else f"reference:{ref}"
 

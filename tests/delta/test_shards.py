@@ -5,12 +5,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraModel, PeftConfig, PeftModel
+from peft.utils import register_peft_method
 
 from calque.delta.attach import attach, changes, export_peft
 from calque.delta.lora import lora
+from calque.delta.places import linear_places
 from calque.delta.shards import count, draw, gathered, shards
 from calque.errors import ConfigError
+from calque.model.checkpoint import Checkpoint
+from calque.model.tensors import TensorInfo
 
 from ..merge.golden import array_of, cases, check
 from .runs import IDS, PEFT, beside, logits, moved
@@ -67,6 +71,38 @@ def test_published_counts_and_start():
         case["outputs"]["llama2_7b"] | {"2": 4997120, "8": 19988480, "64": 159907840}
         == case["outputs"]["llama2_7b"]
     )
+
+
+def headers_of_llama2_7b(folder):
+    """A checkpoint whose headers are those of the model, over files without a number in them."""
+    d, ffn, shapes = 4096, 11008, {}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        shapes[name] = (32000, d)
+    for n in range(32):
+        layer = f"model.layers.{n}"
+        shapes |= {f"{layer}.self_attn.{m}_proj.weight": (d, d) for m in "qkvo"}
+        shapes |= {f"{layer}.mlp.{m}_proj.weight": (ffn, d) for m in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj.weight"] = (d, ffn)
+    file = folder / "model.safetensors"
+    file.write_bytes(b"")
+    tensors = {name: TensorInfo(file, "F16", shape, 0, 0) for name, shape in shapes.items()}
+    return Checkpoint(folder, {"model_type": "llama"}, tensors)
+
+
+def test_numbers_of_llama2_7b_are_known_before_anything_is_attached(tmp_path):
+    """5.00M, 19.99M and 159.91M at equivalent rank 2, 8 and 64, from the shapes of the headers."""
+    base = headers_of_llama2_7b(tmp_path)
+    assert shards(base, budget=2, rank=8, private=1, pieces=4).count() == 4_997_120
+    assert lora(base, rank=8).count() == 19_988_480
+    first = [place for place in linear_places(base) if place.layer == 0]
+    widths = [(place.inputs, place.outputs) for place in first]
+    assert [count(widths, 32, budget) for budget in (2, 8, 64)] == [4_997_120, 19_988_480, 159_907_840]
+
+
+def test_peft_takes_no_form_of_its_own_from_outside():
+    """What docs/methods/delta/shards.md says of it; when this fails, shards can be registered."""
+    with pytest.raises(ValueError, match="Unknown PEFT type CALQUE_SHARDS, please add an entry to peft"):
+        register_peft_method(name="calque_shards", config_cls=PeftConfig, model_cls=LoraModel)
 
 
 def test_count_of_a_model_is_that_of_lora_of_the_budget(base):

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from calque.errors import ConfigError, ModelError
-from calque.model.low_rank import truncated_svd
 from calque.merge.recurse import mean, origins, recurse, stepwise
 from calque.model.checkpoint import Checkpoint
+from calque.model.low_rank import truncated_svd
 
 from .. import tiny
 from . import kin

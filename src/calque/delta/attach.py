@@ -10,13 +10,21 @@ from typing import Any
 
 import torch
 
-from calque.delta import bottleneck, lora, low_rank, prefix, shards, sparse
+from calque.delta import bottleneck, lora, low_rank, mixture, prefix, shards, sparse
 from calque.delta.delta import Delta
 from calque.delta.switch import Switch
 from calque.errors import ConfigError, ModelError
+from calque.language import Language
 
 Changes = dict[str, tuple[torch.Tensor, torch.Tensor]]
 _MATRIX_FORMS = ("lora", "shards", "depthwise")
+_MORE = {  # what keeps a form from being a change of weights
+    "bottleneck": "its networks bend what passes through",
+    "prefix": "keys and values come before the text",
+    "mam": "it holds a prefix and networks",
+    "mixture": "its shares depend on the text",
+    "sparse": "it changes single weights",
+}
 
 
 class Attached:
@@ -30,16 +38,39 @@ class Attached:
     def __init__(self, model: torch.nn.Module, deltas: Mapping[str, Delta]) -> None:
         self.model, self.deltas, self.switch = model, dict(deltas), Switch([*deltas])
         self.parameters: dict[str, dict[str, torch.nn.Parameter]] = {}
+        self.by_language: list[Switch] = []
         self._removers: list[Callable[[], None]] = []
         # What peft wraps must be wrapped before others hook the modules by name.
-        for name in sorted(deltas, key=lambda name: deltas[name].form != "lora"):
-            for piece, part in _pieces(name, deltas[name]):
+        for name in sorted(deltas, key=lambda name: "lora" not in _forms(deltas[name])):
+            delta = deltas[name]
+            for _, part in _pieces(name, delta):
                 _refuse_misfit(model, name, part)
-                self._put_on(name, piece, part)
+            if delta.form == "mixture":
+                self._put_on_mixture(name, delta)
+            else:
+                for piece, part in _pieces(name, delta):
+                    self._put_on(name, piece, part, self.switch)
 
     def use(self, chosen: str | Sequence[str] | Mapping[str, float]) -> None:
         """Choose by name, by mixture weights that sum to 1, or by name for each example of the batches."""
         self.switch.use(chosen)
+
+    def speak(self, languages: str | Sequence[str], lengths: Sequence[int] | None = None) -> None:
+        """Tell mixtures by language which one the batches are in, or each example of them.
+
+        Args:
+            languages: one, or one for each example.
+            lengths: of how many tokens each is, when the examples lie back to back in one row.
+
+        Raises:
+            ConfigError: a language that a mixture has no delta for.
+        """
+        if isinstance(languages, str):
+            codes: str | list[str] = Language.parse(languages).code
+        else:
+            codes = [Language.parse(language).code for language in languages]
+        for switch in self.by_language:
+            switch.use(codes, lengths)
 
     def trained(self) -> dict[str, Delta]:
         """The deltas with the numbers as they are now."""
@@ -68,25 +99,47 @@ class Attached:
         numbers = self.parameters.get(piece, {})
         return delta.with_tensors({key: p.detach().cpu().clone() for key, p in numbers.items()})
 
-    def _put_on(self, name: str, piece: str, delta: Delta) -> None:
-        parent: Any = self.model
-        device = next(parent.parameters()).device
-        numbers = {
+    def _put_on(self, name: str, piece: str, delta: Delta, switch: Switch) -> None:
+        if delta.form == "lora":
+            numbers = self._numbers(piece, delta)
+            self._removers.append(lora.install(self.model, delta, numbers, switch, name, piece))
+        else:
+            bank = self._bank(piece, delta)
+            self._removers.append(_install(self.model, delta, bank, switch, name))
+
+    def _put_on_mixture(self, name: str, delta: Delta) -> None:
+        pieces = _pieces(name, delta)
+        if delta.gate == "language":
+            switch = Switch(delta.settings["names"], within=(self.switch, name))
+            self.by_language.append(switch)
+            for language, (piece, part) in zip(switch.names, pieces, strict=True):
+                self._put_on(language, piece, part, switch)
+            return
+        parts = [self._bank(piece, part, trains=not delta.fixed_parts) for piece, part in pieces]
+        own = self._bank(name, delta)
+        self._removers.append(mixture.install(self.model, delta, parts, own, self.switch, name))
+
+    def _numbers(self, piece: str, delta: Delta) -> dict[str, torch.nn.Parameter]:
+        device = next(self.model.parameters()).device
+        self.parameters[piece] = {
             key: torch.nn.Parameter(t.clone().float().to(device)) for key, t in delta.trainable.items()
         }
-        self.parameters[piece] = numbers
-        if delta.form == "lora":
-            self._removers.append(lora.install(parent, delta, numbers, self.switch, name, piece))
-            return
+        return self.parameters[piece]
+
+    def _bank(self, piece: str, delta: Delta, trains: bool = True) -> _Live:
+        """A module of the model that holds the numbers of a piece, so that they move and save with it."""
+        parent: Any = self.model
+        numbers = self._numbers(piece, delta) if trains else {}
         bank = torch.nn.Module()
         for key, parameter in numbers.items():
             bank.register_parameter(key.replace(".", "/"), parameter)
+        device = next(parent.parameters()).device
         for key, table in delta.tensors.items():
             if key not in numbers:
                 bank.register_buffer(key.replace(".", "/"), table.to(device), persistent=False)
         parent.add_module(_bank_name(piece), bank)
         self._removers.append(lambda: delattr(parent, _bank_name(piece)))
-        self._removers.append(_install(parent, delta, _Live(bank), self.switch, name))
+        return _Live(bank)
 
 
 class _Live(Mapping[str, torch.Tensor]):
@@ -136,8 +189,8 @@ def changes(delta: Delta) -> Changes:
     """
     if delta.form not in _MATRIX_FORMS:
         raise ConfigError(
-            f"a '{delta.form}' delta is more than a change of matrices and can not be folded; keep it beside "
-            "its base"
+            f"a '{delta.form}' delta is more than a change of matrices ({_MORE[delta.form]}) and can not be "
+            "folded; keep it beside its base"
         )
     scale = float(delta.settings["alpha"]) / int(delta.settings["rank"])
     pairs = _pairs(delta)
@@ -186,6 +239,10 @@ def _install(
 def _pieces(name: str, delta: Delta) -> list[tuple[str, Delta]]:
     """What a delta is put together from, each with a name of its own."""
     return [(f"{name}_{n}", part) for n, part in enumerate(delta.parts)] or [(name, delta)]
+
+
+def _forms(delta: Delta) -> set[str]:
+    return {delta.form, *(part.form for part in delta.parts)}
 
 
 def _bank_name(name: str) -> str:

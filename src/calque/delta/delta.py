@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from calque.disk import checksum, new_folder, read_json, write_json
 from calque.errors import ModelError
 from calque.model.checkpoint import Checkpoint
+from calque.model.files import BESIDE, DELTA
 
-CONFIG, WEIGHTS = "delta.json", "delta.safetensors"
+CONFIG, WEIGHTS = DELTA, "delta.safetensors"
 _RECORD = ("form", "place", "sharing", "gate", "settings", "base")
 
 
@@ -55,7 +56,13 @@ class Delta:
 
     def count(self) -> int:
         """How many numbers train."""
-        return sum(t.numel() for t in self.trainable.values()) + sum(part.count() for part in self.parts)
+        own = sum(t.numel() for t in self.trainable.values())
+        return own + (0 if self.fixed_parts else sum(part.count() for part in self.parts))
+
+    @property
+    def fixed_parts(self) -> bool:
+        """Whether its parts stay as they are while it trains."""
+        return self.settings.get("parts") == "fixed"
 
     def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Delta:
         """The same delta with other numbers."""
@@ -83,15 +90,21 @@ class Delta:
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, folder: Path) -> None:
-        """Write the new folder: delta.json and delta.safetensors, a folder within for each part."""
+    def save(self, folder: Path, *, folded: bool = False) -> None:
+        """Write the new folder: delta.json and delta.safetensors, a folder within for each part.
+
+        Args:
+            folder: where.
+            folded: whether the weights beside it hold it already.
+        """
         with new_folder(folder) as made:
             tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
             save_file(tensors, made / WEIGHTS, metadata={"format": "pt"})
             record = {
                 key: getattr(self, key) for key in ("form", "place", "sharing", "gate", "settings", "base")
             }
-            write_json(made / CONFIG, {**record, "parts": len(self.parts)})
+            said = {"folded": True} if folded else {}
+            write_json(made / CONFIG, {**record, **said, "parts": len(self.parts)})
             for number, part in enumerate(self.parts):
                 part.save(made / f"part-{number}")
 
@@ -108,9 +121,24 @@ class Delta:
         try:
             parts = tuple(cls.load(folder / f"part-{n}") for n in range(record.pop("parts")))
             record["place"] = tuple(record["place"])
+            record.pop("folded", None)
             return cls(tensors=load_file(folder / WEIGHTS), parts=parts, **record)
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise ModelError(f"{folder}: damaged delta: {error}") from None
+
+
+def beside(checkpoint: Checkpoint) -> Delta | None:
+    """The delta in a checkpoint's folder that its weights do not hold, so that both make up the model.
+
+    Raises:
+        ModelError: it belongs to other weights.
+    """
+    folder = checkpoint.folder / BESIDE
+    if not (folder / CONFIG).is_file() or read_json(folder / CONFIG).get("folded"):
+        return None
+    delta = Delta.load(folder)
+    delta.check_base(checkpoint)
+    return delta
 
 
 def base_of(base: Checkpoint) -> dict[str, str]:

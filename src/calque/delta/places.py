@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -64,6 +65,12 @@ def depth_places(base: Checkpoint, roles: Sequence[str] = ()) -> tuple[Place, ..
         for place in block
         if place.layer == layer % shared
     )
+
+
+def layer_of(module: str) -> str:
+    """The layer that a module lies in: its name up to its first number."""
+    found = re.match(r".*?\.\d+(?=\.)", module)
+    return found.group() if found else module
 
 
 def _stored_places(base: Checkpoint, roles: Sequence[str]) -> tuple[Place, ...]:

@@ -158,7 +158,10 @@ def prepend(
         heads, size, batch = key.shape[1], key.shape[3], len(key)
         own = [t.to(key.dtype).view(1, -1, heads, size).transpose(1, 2).expand(batch, -1, -1, -1)
                for t in (own_key, own_value)]  # fmt: skip
-        weight = torch.as_tensor(switch.weight(name)).to(query).view(-1, 1, 1, 1)
+        weight = torch.as_tensor(switch.weight(name)).to(query)
+        if weight.dim() and len(weight) not in (1, batch):
+            raise ConfigError("a prefix is chosen by row; examples back to back in one row can not share it")
+        weight = weight.view(-1, 1, 1, 1)
         front = weight.log().expand(batch, 1, query.shape[2], len(own_key))
         if mask is None:
             mask = query.new_zeros(batch, 1, query.shape[2], key.shape[2])

@@ -97,6 +97,7 @@ def generation(
         for system, checkpoint in systems.items():
             reader = Reader.open(system, checkpoint, choose_dtype(dtype))
             for name, language, held in chosen:
+                reader.speak(language)
                 head = {"system": system, "task": f"generation/{name}", "language": language}
                 head["signature"] = _signature(reader, writing, held)
                 for document in held:

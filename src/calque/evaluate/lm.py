@@ -31,6 +31,8 @@ from torch import Tensor
 
 from calque import __version__
 from calque.data.corpus import Corpus
+from calque.delta.attach import Attached, attach
+from calque.delta.delta import beside
 from calque.errors import ConfigError, ModelError
 from calque.evaluate.documents import Document, documents, fingerprint, sides, unspaced, words
 from calque.evaluate.table import Table, signature
@@ -53,6 +55,7 @@ class Reader:
         tokens: Its tokenizer.
         start: Id of the token every document begins with; None where the tokenizer has none.
         whole: Whether logits have to be taken from the model itself because something follows its head.
+        attached: The delta that lies beside its weights, on the model.
     """
 
     name: str
@@ -60,11 +63,16 @@ class Reader:
     tokens: Tokens
     start: int | None
     whole: bool
+    attached: Attached | None = None
 
     @classmethod
     def open(cls, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Reader:
-        """Load a checkpoint onto the accelerator if there is one, else the processor."""
+        """Load a checkpoint, with the delta beside it, onto the accelerator if there is one, else here."""
         model: Any = checkpoint.model(dtype).eval().to(device())  # pyright: ignore
+        delta = beside(checkpoint)
+        attached = attach(model, {"delta": delta}) if delta else None
+        if attached and attached.by_language:
+            attached.speak(attached.by_language[0].names[0])
         tokens = Tokens.of(checkpoint.tokenizer())
         start = tokens.special.get("bos", tokens.special.get("eos"))
         rows = model.get_input_embeddings().num_embeddings
@@ -73,7 +81,12 @@ class Reader:
         whole = not _head_is_last(model, rows)
         if whole:
             say(f"{name}: something follows the output matrix; logits are taken whole, in smaller batches")
-        return cls(name, model, tokens, start, whole)
+        return cls(name, model, tokens, start, whole, attached)
+
+    def speak(self, language: str) -> None:
+        """Say in which language the next texts are, to a delta that goes by that."""
+        if self.attached:
+            self.attached.speak(language)
 
     def surprise(self, ids_BT: Tensor, scored_BT: Tensor) -> Tensor:
         """Negative log-probabilities (nats) of the tokens marked in `scored_BT`, row by row, flattened.
@@ -146,6 +159,7 @@ def lm(
                 tables.append(Table.load(path))
                 continue
             reader = reader or Reader.open(system, checkpoint, kind)
+            reader.speak(code)
             window = min(length, context_length(reader.model) or length)
             table = _score(reader, name, code, held, window, int(window * overlap), batch_tokens, stated)
             if path:

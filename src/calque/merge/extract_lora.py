@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from calque.disk import new_folder, write_json
 from calque.errors import ModelError
 from calque.merge.inputs import Inputs, line_up
-from calque.model.low_rank import rank_for, signed, truncated_svd
 from calque.merge.rewrite import Source
 from calque.model.adapter import CONFIG, PREFIX, STORED_TRANSPOSED, WEIGHTS
 from calque.model.checkpoint import Checkpoint
+from calque.model.low_rank import rank_for, signed, truncated_svd
 from calque.progress import bar, say
 
 

@@ -12,9 +12,11 @@ from annotated_types import Ge
 
 from calque.disk import read_json
 from calque.errors import ConfigError
+from calque.merge.fold_delta import added, fold_delta
 from calque.merge.rewrite import Rewrite, Row, Source
 from calque.model.adapter import CONFIG, PREFIX, STORED_TRANSPOSED, WEIGHTS, read_base
 from calque.model.checkpoint import Checkpoint
+from calque.model.files import DELTA
 from calque.model.source import folded_adapter
 from calque.model.tensors import TensorInfo, read_header, same_bytes
 from calque.progress import say
@@ -33,14 +35,17 @@ _OTHER_KINDS = (
 def fold(
     adapter: Path, base: Checkpoint | None = None, *, strength: Annotated[float, Ge(0)] = 1.0
 ) -> Rewrite:
-    """Fold a PEFT adapter into its base.
+    """Fold a PEFT adapter or a delta into its base.
 
     A LoRA pair on a matrix W: W + strength * s B A, s = alpha / r (alpha / sqrt(r) when rank-stabilised),
     block by block in float32 with one rounding. A module saved whole: W + strength * (V - W). Everything
     else is copied. Other kinds (DoRA, LoHa, IA3, LoRA on embeddings ...) are folded by peft, in memory.
 
+    Of the deltas, lora and shards are pairs; sparse adds its numbers at their places; depthwise becomes a
+    residual of its looped base. A delta is folded into the very weights it was made for and no others.
+
     Args:
-        adapter: The adapter's folder.
+        adapter: The folder of the adapter or delta.
         base: What it is folded into; what its configuration names by default.
         strength: How much of it; 1 is the adapter as it was trained, 0 the base.
 
@@ -51,12 +56,15 @@ def fold(
 
     Raises:
         ModelError: The adapter was made for another base, is pickled, or is of a kind that can not be folded.
-        ConfigError: A strength other than 1 for what only peft can fold.
+        ConfigError: A strength other than 1 for what only peft can fold, or a delta that is no change of
+            weights: bottleneck, prefix, mam, mixture.
 
     Relations:
         Folded in, an adapter gives the logits that it gives beside its base. With strength=0 the result is
         the base, bit for bit.
     """
+    if (adapter / DELTA).is_file():
+        return fold_delta(adapter, base, strength)
     named = read_base(adapter)
     base = base or Checkpoint.open(named)
     settings, tensors = read_json(adapter / CONFIG), read_header(adapter / WEIGHTS)
@@ -90,17 +98,7 @@ def _row(
     scale = strength * _scaling(module, settings, down.shape[0])
     if _transposed(base, settings):
         down, up = up.T, down.T
-    return Row(name, info.dtype, info.shape, (Source(base, name),), _added(down.float(), up.float() * scale))
-
-
-def _added(down: torch.Tensor, up: torch.Tensor) -> Any:
-    def function(source: Source) -> Iterator[torch.Tensor]:
-        first = 0
-        for block in source.blocks(_CHUNK):
-            yield torch.addmm(block.float(), up[first : first + len(block)], down)
-            first += len(block)
-
-    return function
+    return Row(name, info.dtype, info.shape, (Source(base, name),), added(down.float(), up.float() * scale))
 
 
 def _towards(saved: TensorInfo, strength: float) -> Any:

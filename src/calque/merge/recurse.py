@@ -13,12 +13,12 @@ from annotated_types import Ge
 
 from calque.errors import ConfigError, ModelError
 from calque.merge.inputs import is_buffer
-from calque.model.low_rank import truncated_svd
 from calque.merge.passthrough import layer_count
 from calque.merge.rewrite import Rewrite, Row, Source
 from calque.merge.stream import chunks
 from calque.model.adapter import STORED_TRANSPOSED
 from calque.model.checkpoint import Checkpoint
+from calque.model.low_rank import truncated_svd
 from calque.model.recursive import MODEL_TYPE
 
 Init = Literal["stepwise", "average", "lower"]

@@ -9,6 +9,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+BESIDE, DELTA = "delta", "delta.json"  # where a delta lies in a model's folder; the file that makes it one
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".ot"})
 _CARRIED = frozenset({".json", ".txt", ".md", ".model", ".spm", ".jinja", ".tsv", ".vocab", ""})
 _ELSEWHERE = frozenset({"runs", "logs", "onnx", "openvino", "original", "delta"})
@@ -47,6 +48,12 @@ def companions(folder: Path) -> Iterator[Path]:
         own = file.parent == folder and file.name in _NOT_CARRIED
         if file.is_file() and file.suffix in _CARRIED and not left and not own:
             yield path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a plain model folder that its weights and configuration lie in."""
+    named = [folder / name for name in (CONFIG, GENERATION, INDEX, WEIGHTS)]
+    return [*(file for file in named if file.is_file()), *sorted(folder.glob("model-*.safetensors"))]
 
 
 def pickled_weights(folder: Path) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from calque import assets
-from calque.disk import locked, new_folder, sha256
+from calque.disk import checksum, locked, new_folder, read_json, sha256
 from calque.errors import ConfigError, ModelError
-from calque.model.files import INDEX, WEIGHTS
+from calque.model.files import BESIDE, DELTA, INDEX, WEIGHTS
 from calque.progress import say
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
@@ -23,7 +24,8 @@ def resolve_model(ref: str | Path) -> Path:
     """The plain folder of a model.
 
     Args:
-        ref: a folder, a `.gguf` file, a PEFT adapter folder (folded into its base), an asset name, a hub id.
+        ref: a folder, a `.gguf` file, a PEFT adapter folder (folded into its base), an asset name, a hub id,
+            a delta's folder (put beside its base), MODEL+DELTA.
 
     Raises:
         ConfigError: nothing known has this name.
@@ -31,6 +33,8 @@ def resolve_model(ref: str | Path) -> Path:
     """
     path = Path(ref).expanduser()
     if path.is_dir():
+        if (path / DELTA).is_file():
+            return with_delta(path)
         return folded_adapter(path) if _is_adapter(path) else path
     if path.is_file():
         return _from_file(path)
@@ -39,6 +43,9 @@ def resolve_model(ref: str | Path) -> Path:
         if kinds[str(ref)] == "text":
             raise ConfigError(f"asset '{ref}' is a text, not a model; see `calque assets list`")
         return assets.get(str(ref))
+    model, plus, delta = str(ref).rpartition("+")
+    if plus and (Path(delta).expanduser() / DELTA).is_file():
+        return with_delta(Path(delta).expanduser(), resolve_model(model))
     if _HUB_ID.fullmatch(str(ref)):
         return _from_hub(str(ref))
     raise ConfigError(
@@ -110,6 +117,30 @@ def folded_adapter(adapter: Path, base: Path | None = None) -> Path:
             say(f"{adapter}: folding into {base}")
             with new_folder(target) as part:
                 fold(adapter, base, part)
+    return target
+
+
+def with_delta(delta: Path, base: Path | None = None) -> Path:
+    """A folder of links to the base's files with the delta beside them, which both together are the model.
+
+    Without `base` that of the model it was made for.
+
+    Raises:
+        ConfigError: the base has another delta beside it already.
+    """
+    base = base or resolve_model(read_json(delta / DELTA)["base"]["folder"])
+    held = base / BESIDE / DELTA
+    if held.is_file() and not read_json(held).get("folded"):
+        raise ConfigError(f"{base} has a delta beside it that is not folded in; give its own base")
+    stamp = hashlib.sha256(f"{_stamp(delta, base)} {checksum(delta)}".encode()).hexdigest()[:16]
+    target = _cached(f"with-delta-{stamp}")
+    with locked(target.with_suffix(".lock")):
+        if not target.is_dir():
+            with new_folder(target) as part:
+                for entry in base.iterdir():
+                    if entry.name != BESIDE:
+                        (part / entry.name).symlink_to(entry.resolve())
+                shutil.copytree(delta, part / BESIDE)
     return target
 
 
