@@ -4,7 +4,7 @@
     python benchmarks/experts.py out/experts                     # 3 seeds
     python benchmarks/experts.py out/toy --toy                   # the same with a tiny random model, seconds
 
-The base is trained for some minutes on Chichewa text (language expert) and on small problems in English
+The base is trained for a few steps on Chichewa text (language expert) and on small problems in English
 (task expert: who has more?). Every merge method gets the same number of candidate settings; the best is
 chosen on development data of the two parents' own measures: bits of the answer to English problems, and bits
 per byte of Chichewa text. Then everything is measured on test data, among it what no parent was trained for
@@ -156,7 +156,6 @@ class Study:
             "language": (self.train_text, self.given.language_lr),
         }
         for name, (text, lr) in texts.items():
-            budget = {"steps": 2} if self.given.toy else {"minutes": self.given.minutes}
             made[name] = train(
                 self.base,
                 text,
@@ -164,8 +163,8 @@ class Study:
                 lr=lr,
                 seed=self.seed,
                 length=256,
-                batch_tokens=1024,
-                **budget,
+                batch_tokens=512,
+                steps=self.given.steps,
             )
         return {"task": made["task"], "language": made["language"]}
 
@@ -319,7 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=4.0, help="training time of each expert")
+    parser.add_argument("--steps", type=int, default=60, help="training of each expert, 512 tokens a step")
     parser.add_argument("--candidates", type=int, default=5, help="settings tried for each method")
     parser.add_argument("--items", type=int, default=100, help="problems of a test")
     parser.add_argument("--bytes", type=int, default=5_000, help="text of a test")
@@ -328,7 +327,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     given = parser.parse_args()
     if given.toy:
-        given.items, given.bytes, given.candidates, given.seeds = 6, 400, 1, 1
+        given.items, given.bytes, given.candidates, given.seeds, given.steps = 6, 400, 1, 1, 2
     given.out.mkdir(parents=True, exist_ok=True)
     base = toy(given.out / "base") if given.toy else Checkpoint.open("smollm2-135m")
     tables, notes = zip(
