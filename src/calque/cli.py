@@ -13,6 +13,7 @@ import click
 
 from calque import __version__, registry
 from calque.errors import CalqueError, ConfigError
+from calque.machine import follows
 from calque.method_command import examples, method_command, named
 from calque.progress import say, set_quiet
 
@@ -77,7 +78,7 @@ class _Family(_Group):
 @click.version_option(__version__, "-V", "--version", prog_name="calque")
 def cli(quiet: bool) -> None:
     """Carry a pretrained language model over into a language it does not serve yet."""
-    set_quiet(quiet)
+    set_quiet(quiet or follows())
     # Some libraries would write progress of their own between our lines.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -183,6 +184,27 @@ def run(recipe: Path, changes: Sequence[str], out: Path | None) -> None:
     from calque.recipe import Recipe
 
     click.echo(runner.run(Recipe.read(recipe, changes), out or recipe.parent, command=_command()))
+
+
+@cli.command(
+    epilog=examples(
+        "calque sweep recipe.yaml --over steps.trained.with.lr=1e-4,3e-4 --jobs 2 -o out/\n"
+        "calque sweep recipe.yaml --over steps.trained.with.lr=1e-4,3e-4 --ray local -o out/"
+    )
+)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--over", multiple=True, required=True, metavar="PATH=VALUE,VALUE", help="An axis of the sweep."
+)
+@click.option("--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change one value for all runs.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at once.")
+@click.option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: its address, or 'local' to start one.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the sweep.")
+def sweep(recipe: Path, over: Sequence[str], out: Path, **given: Any) -> None:
+    """Run a recipe with every combination of some values; all scores land in OUT/table.parquet."""
+    from calque import sweep as job
+
+    click.echo(job.to_text(job.sweep(recipe, over, out, **given)))
 
 
 @cli.command("list", epilog=examples("calque list\ncalque list vocab --json"))

@@ -80,6 +80,20 @@ def threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or 0) or int(machine()["cores"])
 
 
+def processes() -> int:
+    """How many processes a launcher (`accelerate launch`, torchrun) started for this command, else 1."""
+    import os
+
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def follows() -> bool:
+    """Whether this is one of several processes, and not the main one."""
+    import os
+
+    return processes() > 1 and int(os.environ.get("RANK") or 0) > 0
+
+
 def has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware (AVX512-BF16, AMX, or Arm BF16)."""
     info = Path("/proc/cpuinfo")

@@ -25,7 +25,7 @@ from typing import Any
 
 from calque import __version__, disk, registry
 from calque.errors import CalqueError, ConfigError, DataError
-from calque.machine import machine, peak_memory, reset_peak_memory, versions
+from calque.machine import follows, machine, peak_memory, processes, reset_peak_memory, versions
 from calque.progress import clock, say
 from calque.recipe import Recipe, Step, plain, references, seeded
 
@@ -40,6 +40,11 @@ def run(recipe: Recipe, out: Path, *, command: str = "") -> Path:
         ConfigError: `out` holds something that is no run, or another process is running there.
         CalqueError: What a step refuses; its message names the step.
     """
+    if processes() > 1 and len(recipe.steps) > 1:
+        raise ConfigError(
+            f"a recipe of {len(recipe.steps)} steps does not run on several processes; launch its training "
+            "step by itself: accelerate launch -m calque train ..."
+        )
     with alone(out):
         _clear_leftovers(recipe, out)
         recipe.write(out / "recipe.yaml")
@@ -58,11 +63,24 @@ def call(name: str, of: Mapping[str, Any], settings: Mapping[str, Any], out: Pat
     disk.refuse_existing(out)
     recipe = Recipe.parse({"steps": {"only": {"do": name, "of": dict(of), "with": dict(settings)}}}, name)
     work = out.with_name(f".{out.name}.run")
+    if processes() > 1 and (follows() or not registry.contract(registry.method(name).load()).takes_work):
+        return _follow(recipe.steps[0], work, out)
     run(recipe, work)
     if out.is_dir():
         out.rmdir()
     os.rename(work / "steps" / "only", out)
     shutil.rmtree(work)
+    return out
+
+
+def _follow(step: Step, run: Path, out: Path) -> Path:
+    """What the other processes of a launcher do: they compute with the main one and write nothing."""
+    says = registry.contract(registry.method(step.do).load())
+    if not says.takes_work:
+        raise ConfigError(f"{step.do} runs in one process; `accelerate launch` is for training")
+    arguments = {m.name: material(step.of[m.name], m.annotation) for m in says.materials if m.name in step.of}
+    settings = says.validate(seeded(step.settings, says, 0), step.do)
+    says.function(**arguments, work=_work_folder(run, step) / "work", **settings)
     return out
 
 

@@ -187,7 +187,7 @@ def test_hub_data_set(monkeypatch):
 
     asked = []
 
-    def load_dataset(name, config):
+    def load_dataset(name, config, streaming):
         asked.append((name, config))
         return {"test": [], "train": [{"text": "moni"}, {"text": "inde"}]}
 
@@ -196,11 +196,62 @@ def test_hub_data_set(monkeypatch):
     assert asked == [("owner/name", "nya")]
 
 
+def test_a_data_set_is_streamed_by_its_library(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
+    write(
+        tmp_path / "a.jsonl",
+        "".join(json.dumps({"text": line, "label": n}) + "\n" for n, line in enumerate(NYA)),
+    )
+    real = datasets.load_dataset
+
+    def load_dataset(name, config, streaming):
+        return real("json", data_files={"train": str(tmp_path / "a.jsonl")}, streaming=streaming)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    corpus = Corpus.open("owner/name", language="nya")
+    assert list(corpus.texts()) == NYA and [e.target for e in corpus] == [0, 1, 2]
+    assert type(load_dataset("", None, True)["train"]).__name__ == "IterableDataset"
+
+
+def test_what_a_row_says_besides_its_text(tmp_path):
+    rows = [
+        {"text": "Banda ali ku Zomba ", "spans": [[0, 5, "PER"], [13, 18, "LOC"]], "weight": 2},
+        {
+            "context": "Ali ku Zomba",
+            "question": " Ali kuti? ",
+            "answers": {"text": ["Zomba"], "answer_start": [7]},
+        },
+        {"text": "same", "label": "a", "query": "q"},
+        {"text": "same", "label": "b", "query": "q"},
+        {"text": "same", "label": "b", "query": "q"},
+    ]
+    file = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    found = list(Corpus.open(file, language="nya"))
+    assert [e.target for e in found] == [None, None, "a", "b"]
+    assert found[0].sides["nya_Latn"] == "Banda ali ku Zomba " and found[0].weight == 2
+    assert [(s.start, s.end, s.label) for s in found[0].spans["nya_Latn"]] == [(0, 5, "PER"), (13, 18, "LOC")]
+    assert found[1].question == "Ali kuti?" and found[1].spans["nya_Latn"][0].start == 7
+    Corpus.open(file, language="nya").save(tmp_path / "saved")
+    assert list(Corpus.load(tmp_path / "saved")) == found
+    for wrong, message in [
+        ({"spans": [[0, 99]]}, "span 0..99 lies outside"),
+        ({"spans": ["x"]}, "a span is"),
+        ({"answers": {"text": ["x"]}}, "answer_start"),
+        ({"weight": "much"}, "should be a number"),
+        ({"weight": -1}, "0 or more"),
+    ]:
+        file = write(
+            tmp_path / "b.jsonl", json.dumps({"text": "one"}) + "\n" + json.dumps({"text": "two", **wrong})
+        )
+        with pytest.raises(DataError, match=f"b.jsonl:2.*{message}"):
+            Corpus.open(file, language="nya")
+
+
 def test_hub_that_can_not_be_reached(monkeypatch):
     import sys
     import types
 
-    def load_dataset(name, config):
+    def load_dataset(name, config, streaming):
         raise ConnectionError("no route")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))

@@ -20,8 +20,8 @@ from calque.delta.shards import shards
 from calque.errors import ConfigError, DataError, ModelError
 from calque.merge.recurse import recurse
 from calque.model.checkpoint import Checkpoint
-from calque.train import lm as lm_module
 from calque.train import loop, steps
+from calque.train import result as result_module
 from calque.train.lm import lm
 
 SMALL = {"batch_tokens": 64, "length": 32, "lr": 3e-3, "precision": "float32"}
@@ -87,7 +87,7 @@ def test_each_part_changes_what_it_says(any_base, corpus, tmp_path):
 def test_folded_pairs_give_the_logits_of_the_pairs(base, corpus, tmp_path, monkeypatch):
     ids = torch.arange(2, 14)[None]
     before = {}
-    real = lm_module.train
+    real = result_module.train
 
     def spied(model, stages, **more):
         original = loop.training.__wrapped__
@@ -103,7 +103,7 @@ def test_folded_pairs_give_the_logits_of_the_pairs(base, corpus, tmp_path, monke
         monkeypatch.setattr(loop, "training", watched)
         return real(model, stages, **more)
 
-    monkeypatch.setattr(lm_module, "train", spied)
+    monkeypatch.setattr(result_module, "train", spied)
     result = lm(base, corpus, work=tmp_path, part="lora", rank=4, steps=10, **SMALL)
     after = result.model()(ids).logits
     assert (after - before["logits"]).abs().max() < 1e-5

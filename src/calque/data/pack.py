@@ -306,7 +306,9 @@ def _cut(ids: Sequence[int], length: int, begin: int | None, end: int | None) ->
     """The pieces of one document."""
     if not len(ids):
         return
-    body = np.asarray([*ids, *([] if end is None else [end])], dtype=np.int64)
+    body = np.asarray(ids, dtype=np.int64)
+    if end is not None:
+        body = np.append(body, end)
     if begin is None:
         for start in range(0, len(body) - 1, length - 1):
             yield body[start : start + length]

@@ -203,14 +203,14 @@ def _stored(file: Path) -> Iterator[Example]:
 
 
 def _hub(ref: str, languages: tuple[str, ...]) -> _Source:
-    """A data set of the hub: "owner/name" or "owner/name:config"; its `train` part, or its only part."""
+    """A data set of the hub, streamed: "owner/name" or "owner/name:config"; its `train` or its only part."""
     try:
         import datasets  # pyright: ignore
     except ImportError:
         raise MissingExtra("datasets", "hub", f"the hub data set {ref}") from None
     name, _, config = ref.partition(":")
     try:
-        parts: Any = datasets.load_dataset(name, config or None)
+        parts: Any = datasets.load_dataset(name, config or None, streaming=True)
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(

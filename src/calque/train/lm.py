@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,29 +12,28 @@ import torch
 from annotated_types import Ge, Gt, Interval
 
 from calque.data.corpus import Corpus
-from calque.data.mixture import Mixture
+from calque.data.mixture import Mixture, by_size
 from calque.data.ngram import Ngrams
 from calque.data.pack import Pieces, pack
-from calque.delta.attach import Attached, attach, fold_in, foldable
+from calque.delta.attach import attach
 from calque.delta.delta import Delta
 from calque.delta.lora import lora
-from calque.disk import fingerprint, new_folder, read_json, write_json
-from calque.errors import ConfigError, ModelError
-from calque.machine import has_bf16
-from calque.model.checkpoint import Checkpoint, quiet
-from calque.model.files import companions
+from calque.disk import fingerprint
+from calque.errors import ConfigError
+from calque.model.checkpoint import Checkpoint
 from calque.model.recursive import MODEL_TYPE as LOOPED
 from calque.progress import say
+from calque.train import places
 from calque.train.causal import causal_objective
-from calque.train.loop import LOG, Saving, train
+from calque.train.held_out import watch
+from calque.train.languages import in_languages
 from calque.train.optim import Optimization
+from calque.train.processes import main_first
+from calque.train.result import Precision, finished, trained
 from calque.train.soft import SoftLabels
-from calque.train.stage import Budget, Stage
-from calque.train.state import refuse_changes
+from calque.train.stage import Budget, Objective, Part, Stage
+from calque.train.steps import Saving
 from calque.vocab.tokens import Tokens
-
-RESULT = "result"
-NOTES = "training.json"
 
 
 def lm(
@@ -41,13 +41,18 @@ def lm(
     text: Corpus,
     replay: Corpus | None = None,
     delta: Delta | None = None,
+    more: Mapping[str, Corpus] | None = None,
+    held_out: Corpus | None = None,
+    teacher: Checkpoint | None = None,
     *,
     work: Path,
-    part: Literal["all", "embeddings", "embeddings+outer", "lora", "delta"] | None = None,
+    part: Part | None = None,
     outer: Annotated[int, Ge(1)] = 2,
     rank: Annotated[int, Ge(1)] = 16,
     alpha: Annotated[float, Gt(0)] = 32.0,
     lora_embeddings: bool = False,
+    force_experts: bool = False,
+    epochs: Annotated[float, Gt(0)] | None = None,
     minutes: Annotated[float, Gt(0)] | None = None,
     tokens: Annotated[int, Ge(1)] | None = None,
     steps: Annotated[int, Ge(1)] | None = None,
@@ -63,8 +68,13 @@ def lm(
     average: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     rows: Literal["seen", "all"] = "seen",
     replay_share: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    sampling: Annotated[float, Gt(0)] = 1.0,
     counts: Annotated[float, Interval(ge=0, le=1)] = 0.0,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    taught: Annotated[float, Interval(gt=0, le=1)] = 0.5,
+    temperature: Annotated[float, Gt(0)] = 2.0,
+    check_steps: Annotated[int, Ge(1)] = 50,
+    patience: Annotated[int, Ge(1)] = 3,
+    precision: Precision = "auto",
     save_seconds: Annotated[float, Ge(0)] = 120.0,
     save_steps: Annotated[int, Ge(0)] = 0,
     seed: int = 0,
@@ -79,18 +89,27 @@ def lm(
         model: What to start from.
         text: What to learn; its groups are the documents.
         replay: Text of what the model knew before, mixed in against forgetting.
-        delta: An addition to the model that trains while the model stays as it is.
+        delta: An addition to the model that trains while the model stays as it is. Of a mixture by language
+            each piece of text trains the part of its language.
+        more: Further texts by name, drawn beside `text`.
+        held_out: Text to stop early on: the state of the fewest bits per byte is the result.
+        teacher: A model of the same vocabulary whose distributions over the next token are learnt too.
         work: Folder for state and log; a killed run goes on from it.
-        part: What trains: everything, the embeddings, these and the outer layers, low-rank pairs, or the
-            given delta. Everything by default, with a delta only that.
+        part: What trains: everything, everything but the input rows, the embeddings, these and the outer
+            layers, the layers' experts and routers, low-rank pairs, or the given delta. Everything by
+            default, with a delta only that.
         outer: Layers at each end that train in part "embeddings+outer".
         rank: Rank of each pair in part "lora".
         alpha: A pair's product is scaled by alpha / rank.
         lora_embeddings: Train the embeddings beside the pairs or the delta.
-        minutes: Budget in wall-clock minutes; give one of minutes, tokens, steps.
+        force_experts: Every token is seen by the expert of its text's language (merge/upcycle) while
+            training.
+        epochs: Budget in passes over `text`; give one of epochs, minutes, tokens, steps. Beside another one:
+            how often `text` may be read before training ends.
+        minutes: Budget in wall-clock minutes.
         tokens: Budget in tokens read.
         steps: Budget in optimizer steps.
-        batch_tokens: Tokens of one step, at most.
+        batch_tokens: Tokens of one step, at most, on all processes together.
         accumulate: Parts that a step is computed in; more parts need less memory.
         length: Tokens of a piece of a document, at most.
         lr: Highest learning rate of the layers.
@@ -102,8 +121,13 @@ def lm(
         average: Share of the budget, from its end, whose weights are averaged into the result; 0 = off.
         rows: Which embedding rows a step may move: those of tokens in it, or all.
         replay_share: Share of the tokens taken from `replay`.
+        sampling: Temperature T over `text` and `more`: each is drawn in proportion to its size^(1/T).
         counts: Share of each label of `text` that a trigram model of the whole text gives. For a text that
             is much longer than what the budget can read.
+        taught: Share of the teacher's distributions in the loss, where there is a teacher.
+        temperature: Divides the logits of teacher and model before they are compared.
+        check_steps: Steps between two checks on `held_out`.
+        patience: Checks that may be no better than the best before training ends.
         precision: What matrix products are computed in; auto is bfloat16 where the processor has it.
         save_seconds: Seconds between saved states; 0 turns this off.
         save_steps: Steps between saved states; 0 turns this off.
@@ -129,44 +153,41 @@ def lm(
         With counts=0 the labels are the tokens themselves.
     """
     part = part or ("delta" if delta else "all")
-    settings = {k: v for k, v in locals().items() if k not in ("model", "text", "replay", "delta", "work")}
+    material = ("model", "text", "replay", "delta", "more", "held_out", "teacher", "work", "material")
+    settings: dict[str, Any] = {k: v for k, v in locals().items() if k not in material}
+    _refuse(model, replay, replay_share, part, batch_tokens // accumulate, length)
     delta = _delta(model, delta, part, rank, alpha, seed)
-    budget = Budget(minutes, tokens, steps)
-    if (replay is None) != (replay_share == 0):
-        raise ConfigError(
-            f"replay_share = {replay_share} {'needs a replay text' if replay is None else 'leaves it unused'}"
-        )
-    if batch_tokens // accumulate < length:
-        raise ConfigError(
-            f"batch_tokens = {batch_tokens} in {accumulate} parts is less than one piece of length {length}"
-        )
-    if part == "lora" and model.config.get("model_type") == LOOPED:
-        raise ConfigError(
-            f"{model.folder}: a looped model runs one matrix at several depths, and the pairs of all of them "
-            "can not be folded into it; train part 'all'"
-        )
-    work.mkdir(parents=True, exist_ok=True)
-    sources = [
-        _pieces(model, corpus, work / f"{name}.tokens", length) for name, corpus in _named(text, replay)
-    ]
+    texts = {"text": text, **{f"more-{name}": found for name, found in (more or {}).items()}}
+    if replay is not None:
+        texts["replay"] = replay
+    with main_first() as main:
+        sources = [_pieces(model, c, work / f"{name}.tokens", length, main) for name, c in texts.items()]
+        held = _pieces(model, held_out, work / "held_out.tokens", length, main) if held_out else None
     settings["model"] = fingerprint(model.folder)
     if part == "delta" and delta:
         settings["delta"] = delta.fingerprint()
-    settings["text"] = [source.sha256 for source in sources]
-    if (work / RESULT).is_dir():
-        refuse_changes(read_json(work / RESULT / NOTES)["settings"], settings, work)
-        return Checkpoint.at(work / RESULT)
-    rates = (1 - replay_share, replay_share)[: len(sources)]
+    settings["text"] = [source.sha256 for source in (*sources, *([held] if held else []))]
+    settings["teacher"] = fingerprint(teacher.folder) if teacher else None
+    if found := finished(work, settings):
+        return found
+    stream = Mixture(tuple(sources), _rates(sources, sampling, replay_share), seed, epochs)
+    if epochs is not None and (minutes, tokens, steps) == (None, None, None):
+        tokens = round(epochs * stream.epoch_tokens())
+    budget = Budget(minutes, tokens, steps)
     loaded = model.model(torch.float32)
     attached = attach(loaded, {"delta": delta}) if delta else None
     size = model.info(model.input_embedding).shape[0]
     ngrams = Ngrams.count(sources[0].ids, sources[0].starts, size) if counts else None
+
+    def objective() -> Objective:
+        if teacher is not None:
+            return _taught(model, teacher, taught, temperature)
+        return causal_objective(loaded, ngrams and (lambda batch: SoftLabels.counted(ngrams, batch, counts)))
+
     stage = Stage(
         part=part,
-        objective=causal_objective(
-            loaded, ngrams and (lambda batch: SoftLabels.counted(ngrams, batch, counts))
-        ),
-        stream=Mixture(tuple(sources), rates, seed),
+        objective=in_languages(objective, model, [*texts.values()], attached, force_experts),
+        stream=stream,
         budget=budget,
         batch_tokens=batch_tokens,
         optimization=Optimization(
@@ -177,32 +198,54 @@ def lm(
         deltas=attached,
         delta_embeddings=lora_embeddings,
     )
-    loaded, notes = train(
-        loaded,
-        [stage],
-        work=work,
-        settings=settings,
-        saving=Saving(save_steps, save_seconds),
-        seed=seed,
-        precision=fast_dtype() if precision == "auto" else getattr(torch, precision),
-    )
-    say(f"training {part}: {notes['stage 0']['steps']} steps, {notes['stage 0']['tokens']:,} tokens, done")
-    return _write(model, loaded, attached, work, {"settings": settings, **notes})
+    if held:
+        stage = replace(stage, watch=watch(stage, held, every=check_steps, patience=patience, per="bytes"))
+    return trained(
+        model, loaded, stage, work=work, settings=settings, saving=Saving(save_steps, save_seconds),
+        seed=seed, precision=precision,
+    )  # fmt: skip
 
 
-def fast_dtype() -> torch.dtype:
-    """The type that matrix products are fastest in here: bfloat16 where the hardware multiplies it."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if has_bf16() else torch.float32
+def _refuse(
+    model: Checkpoint, replay: Corpus | None, replay_share: float, part: str, room: int, length: int
+) -> None:
+    """Raise ConfigError for settings that can not go together."""
+    if (replay is None) != (replay_share == 0):
+        raise ConfigError(
+            f"replay_share = {replay_share} {'needs a replay text' if replay is None else 'leaves it unused'}"
+        )
+    if room < length:
+        raise ConfigError(
+            f"batch_tokens and accumulate leave {room} tokens at once, less than one piece of length {length}"
+        )
+    if part == "lora" and model.config.get("model_type") == LOOPED:
+        raise ConfigError(
+            f"{model.folder}: a looped model runs one matrix at several depths, and the pairs of all of them "
+            "can not be folded into it; train part 'all'"
+        )
 
 
-def _named(text: Corpus, replay: Corpus | None) -> list[tuple[str, Corpus]]:
-    return [("text", text), *([("replay", replay)] if replay is not None else [])]
+def _rates(sources: Sequence[Pieces], sampling: float, replay_share: float) -> tuple[float, ...]:
+    """Share of each text: `replay`, the last one, has its own; the others go by their sizes."""
+    learnt = sources[:-1] if replay_share else sources
+    rates = by_size([len(source.ids) for source in learnt], sampling)
+    shares = tuple(rate * (1 - replay_share) for rate in rates)
+    return (*shares, replay_share) if replay_share else shares
 
 
-def _pieces(model: Checkpoint, text: Corpus, file: Path, length: int) -> Pieces:
-    """The text in the model's tokens, kept in a file."""
+def _taught(base: Checkpoint, teacher: Checkpoint, share: float, temperature: float) -> Objective:
+    """The next token from the text and from a teacher."""
+    if base.tokenizer().get_vocab() != teacher.tokenizer().get_vocab():
+        raise ConfigError(f"the teacher {teacher.folder} has another vocabulary than {base.folder}")
+    model = teacher.model(torch.float32)
+    return places.taught(places.next_tokens, model, "causal", share=share, temperature=temperature)
+
+
+def _pieces(model: Checkpoint, text: Corpus, file: Path, length: int, write: bool) -> Pieces:
+    """The text in the model's tokens, kept in a file; other processes map what the main one wrote."""
+    if not write:
+        return Pieces.load(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
     tokens = Tokens.of(model.tokenizer())
     end = tokens.special.get("eos")
     found = pack(
@@ -235,29 +278,3 @@ def _delta(
         delta.check_base(model)
         return delta
     return lora(model, rank=rank, alpha=alpha, seed=seed) if part == "lora" else None
-
-
-def _write(
-    base: Checkpoint, model: Any, attached: Attached | None, work: Path, notes: dict[str, Any]
-) -> Checkpoint:
-    """Fold in what can be, save the model beside its tokenizer, delta, log and notes, and read it back."""
-    delta = attached.detach()["delta"] if attached else None
-    if delta is not None and foldable(delta):
-        fold_in(model, delta)
-    dtype = base.info(base.input_embedding).torch_dtype
-    if not all(torch.isfinite(p).all() for p in model.parameters()):
-        raise ModelError("training ended with weights that are not numbers; nothing was written")
-    with new_folder(work / RESULT) as folder:
-        with quiet():
-            model.to(device="cpu", dtype=dtype).save_pretrained(folder)
-        for path in companions(base.folder):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(base.folder / path, folder / path)
-        if delta is not None:
-            delta.save(folder / "delta")
-            if not foldable(delta):
-                say(f"'{delta.form}' is not folded: weights are the base's, delta/ is what trained")
-        shutil.copyfile(work / LOG, folder / LOG)
-        write_json(folder / NOTES, notes)
-        Checkpoint.at(folder).check()
-    return Checkpoint.at(work / RESULT)

@@ -108,7 +108,7 @@ def taught(
     def objective(model: PreTrainedModel, batch: Batch) -> Loss:
         said = places_of(model, batch)
         with torch.no_grad():
-            meant = places_of(teacher, batch).logits
+            meant = places_of(teacher.to(model.device), batch).logits  # pyright: ignore
         hard, soft = cross_entropy(said, batch), divergence(said, meant, batch, temperature)
         total = (1 - share) * hard + share * soft
         return Loss(total, {name: float(hard.detach()), "teacher": float(soft.detach())})

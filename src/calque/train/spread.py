@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from calque.machine import processes
+
 
 def world() -> tuple[int, int]:
     """(number of this process, how many there are), from what the launcher put into the environment."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("RANK") or 0), processes()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,101 @@
+"""Several processes make the same steps as one, write the same checkpoint, and any number of them goes on."""
+
+import json
+import os
+import socket
+from multiprocessing import get_context
+
+import pytest
+import torch
+
+from calque.train import steps
+from calque.train.lm import lm
+
+SMALL = {
+    "batch_tokens": 96,
+    "length": 24,
+    "lr": 3e-3,
+    "precision": "float32",
+    "accumulate": 2,
+    "rows": "seen",
+}
+ENGINES = {
+    "ddp": {},
+    "fsdp2": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    },
+}
+
+
+def launched(count, engine, call, die_after=None):
+    """Run `call` in processes that know of each other as those of `accelerate launch` do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(rank):
+        known = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        os.environ.update({key: str(value) for key, value in {**known, **where, **ENGINES[engine]}.items()})
+        torch.set_num_threads(1)
+        real = steps._show
+
+        def show(shown, amount, line):
+            real(shown, amount, line)
+            if line["step"] == die_after:
+                os._exit(9)
+
+        steps._show = show
+        call()
+        os._exit(0)
+
+    made = [get_context("fork").Process(target=run, args=(rank,)) for rank in range(count)]
+    for process in made:
+        process.start()
+    for process in made:
+        process.join(300)
+    return [process.exitcode for process in made]
+
+
+def losses(work):
+    return [json.loads(line)["loss"] for line in (work / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(base, corpus, tmp_path_factory):
+    work = tmp_path_factory.mktemp("alone")
+    return work, lm(base, corpus, work=work, steps=5, save_steps=2, **SMALL)
+
+
+def same(result, other, work, straight):
+    assert losses(work) == pytest.approx(losses(straight), rel=1e-4)
+    assert result.config == other.config
+    for name in other.tensors:
+        torch.testing.assert_close(result.read(name), other.read(name), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES])
+def test_two_processes_train_what_one_does(base, corpus, tmp_path, alone, engine):
+    from calque.model.checkpoint import Checkpoint
+
+    settings = {**SMALL, "work": tmp_path, "steps": 5, "save_steps": 2}
+    assert launched(2, engine, lambda: lm(base, corpus, **settings), die_after=3) == [9, 9]
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-000000002"]
+    assert launched(2, engine, lambda: lm(base, corpus, **settings)) == [0, 0]
+    same(Checkpoint.at(tmp_path / "result"), alone[1], tmp_path, alone[0])
+
+
+@pytest.mark.parametrize("engine", [*ENGINES])
+def test_another_number_of_processes_goes_on(base, corpus, tmp_path, alone, engine):
+    from calque.model.checkpoint import Checkpoint
+
+    settings = {**SMALL, "steps": 5, "save_steps": 2}
+    shrunk, grown = tmp_path / "shrunk", tmp_path / "grown"
+    assert launched(2, engine, lambda: lm(base, corpus, work=shrunk, **settings), die_after=3) == [9, 9]
+    same(lm(base, corpus, work=shrunk, **settings), alone[1], shrunk, alone[0])
+    assert launched(1, "ddp", lambda: lm(base, corpus, work=grown, **settings), die_after=3) == [9]
+    assert launched(2, engine, lambda: lm(base, corpus, work=grown, **settings)) == [0, 0]
+    same(Checkpoint.at(grown / "result"), alone[1], grown, alone[0])
