@@ -42,7 +42,8 @@ def method_command(row: registry.Method) -> click.Command:
         )
     )
 
-    if getattr(says.returns, "__name__", "") == "Rewrite":
+    is_search = says.takes_work  # it knows what it would write only after it has written its candidates
+    if getattr(says.returns, "__name__", "") == "Rewrite" and not is_search:
         note = "Print what would be read, computed and written, with the estimated time; write nothing."
         params.append(click.Option(["--dry-run"], is_flag=True, help=note))
 

@@ -6,11 +6,13 @@ import sys
 import numpy as np
 import pytest
 
+from calque import registry
 from calque.data.corpus import Corpus
 from calque.errors import ConfigError, MissingExtra
 from calque.merge import pcb_search as searching
 from calque.merge.pcb import pcb
 from calque.merge.pcb_search import minimize, pcb_search
+from calque.method_command import method_command
 
 from .. import tiny
 from .kin import close, computed, family, vector
@@ -95,3 +97,9 @@ def test_impossible_settings_are_refused(models, corpus, tmp_path):
         pcb_search(*models, {}, work=tmp_path)
     with pytest.raises(ConfigError, match=r"start 4\.0"):
         pcb_search(*models, {"dev": corpus}, work=tmp_path, start=4.0)
+
+
+@pytest.mark.parametrize("name", ["merge/pcb_search", "merge/layerswap_search", "merge/pcb"])
+def test_a_search_has_no_plan_to_print(name):
+    options = [option for one in method_command(registry.method(name)).params for option in one.opts]
+    assert "--out" in options and ("--dry-run" in options) == (name == "merge/pcb")
