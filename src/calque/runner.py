@@ -61,14 +61,15 @@ def run(recipe: Recipe, out: Path, *, command: str = "") -> Path:
 def call(name: str, of: Mapping[str, Any], settings: Mapping[str, Any], out: Path) -> Path:
     """Run one method by itself; its output and manifest.json become the folder `out`."""
     disk.refuse_existing(out)
-    recipe = Recipe.parse({"steps": {"only": {"do": name, "of": dict(of), "with": dict(settings)}}}, name)
+    step = name.split("/")[-1]
+    recipe = Recipe.parse({"steps": {step: {"do": name, "of": dict(of), "with": dict(settings)}}}, name)
     work = out.with_name(f".{out.name}.run")
     if processes() > 1 and (follows() or not registry.contract(registry.method(name).load()).takes_work):
         return _follow(recipe.steps[0], work, out)
     run(recipe, work)
     if out.is_dir():
         out.rmdir()
-    os.rename(work / "steps" / "only", out)
+    os.rename(work / "steps" / step, out)
     shutil.rmtree(work)
     return out
 
