@@ -7,6 +7,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from calque.train import steps
 from calque.train.lm import lm
@@ -41,6 +42,7 @@ def launched(count, engine, call, die_after=None):
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
         os.environ.update({key: str(value) for key, value in {**known, **where, **ENGINES[engine]}.items()})
         torch.set_num_threads(1)
+        AcceleratorState._reset_state(reset_partial_state=True)  # the process that was forked was alone
         real = steps._show
 
         def show(shown, amount, line):

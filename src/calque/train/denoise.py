@@ -234,9 +234,7 @@ def _cut(tokens: Tokens, text: Corpus, size: int, begin: int | None, end: int | 
         raise ModelError(f"pieces of {size} tokens leave room for {room} of the text; give a greater length")
     for document in text.passages():
         ids = np.asarray(tokens.encode(document), dtype=np.int64)
-        for start in range(0, len(ids), room):
-            body = ids[start : start + room]
-            if len(body) < 2:
-                continue  # nothing would be left to restore it from
-            around = [[] if token is None else [token] for token in (begin, end)]
-            yield Piece(np.concatenate([around[0], body, around[1]]), int(widths[body].sum()))
+        # In parts of about equal size: the last must not be too short to be restored from itself.
+        for body in np.array_split(ids, -(-len(ids) // room)) if len(ids) > 1 else ():
+            around = [[token] if token is not None else [] for token in (begin, end)]
+            yield Piece([*around[0], *body.tolist(), *around[1]], int(widths[body].sum()))

@@ -32,14 +32,23 @@ def main_first() -> Iterator[bool]:
     if size == 1:
         yield True
         return
-    with PartialState().main_process_first():
+    with _state().main_process_first():
         yield rank == 0
 
 
 def wait() -> None:
     """Go on when all processes are here."""
     if world()[1] > 1:
-        PartialState().wait_for_everyone()
+        _state().wait_for_everyone()
+
+
+def _state() -> PartialState:
+    """What joins the processes; on the processor where there is nothing else."""
+    return PartialState(cpu=_on_processor())
+
+
+def _on_processor() -> bool:
+    return world()[1] > 1 and not torch.accelerator.is_available()
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Processes:
         state: Any = AcceleratorState._shared_state
         if state and state.get("_mixed_precision", mixed) != mixed:
             AcceleratorState._reset_state()  # it is kept for the process, and an earlier run chose otherwise
-        accelerator = Accelerator(mixed_precision=mixed)
+        accelerator = Accelerator(cpu=_on_processor(), mixed_precision=mixed)
         return cls(accelerator, accelerator.process_index, accelerator.num_processes)
 
     @property
