@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from multiprocessing import get_context
 
 import pytest
@@ -101,3 +103,25 @@ def test_another_number_of_processes_goes_on(base, corpus, tmp_path, alone, engi
     assert launched(1, "ddp", lambda: lm(base, corpus, work=grown, **settings), die_after=3) == [9]
     assert launched(2, engine, lambda: lm(base, corpus, work=grown, **settings)) == [0, 0]
     same(Checkpoint.at(grown / "result"), alone[1], grown, alone[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [*ENGINES])
+def test_the_launcher_of_accelerate_runs_the_command(base, corpus, tmp_path, engine):
+    """The command line as a user gives it; the folder is that of one process."""
+    (tmp_path / "text.txt").write_text("\n".join(corpus.texts()))
+    settings = ["--steps", "3", "--batch-tokens", "96", "--length", "24", "--precision", "float32"]
+    ask = ["calque", "train", "lm", str(base.folder), f"nya_Latn={tmp_path / 'text.txt'}", *settings, "-o"]
+    fsdp = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", *(fsdp if engine == "fsdp2" else [])]
+    for name, words in (("one", ask), ("two", [*launcher, *plain, "-m", *ask])):
+        done = subprocess.run(
+            [sys.executable, "-m", *words, str(tmp_path / name)], capture_output=True, text=True, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert {file.name for file in (tmp_path / "two").iterdir()} == {
+        file.name for file in (tmp_path / "one").iterdir()
+    }

@@ -192,7 +192,8 @@ class Steps:
         """Score the model on held-out material; the best weights so far are kept."""
         watch, progress = self.stage.watch, self.progress
         assert watch is not None
-        value = self.processes.of_main(watch.value(self.model, self.objective))
+        with self.processes.accelerator.autocast():
+            value = self.processes.of_main(watch.value(self.model, self.objective))
         better = progress.best is None or value < progress.best
         if better:
             save_best(self.work, progress.steps, self.trainable.named())
