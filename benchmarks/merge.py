@@ -1,7 +1,8 @@
 r"""Merging beside mergekit 0.1.5: processor time, wall time, memory and precision, one run each in turn.
 
 Llama-shaped bf16 checkpoints with random weights are made first (three of them). Every job is a process of
-its own, commands as a user gives them, start-up and the check of the product included. mergekit lives in an
+its own, commands as a user gives them, start-up and the check of the product included; the line "rewriter" is
+the part of calque's command that reads, computes and writes, as its manifest tells. mergekit lives in an
 environment of its own:
 
     python -m venv MERGEKIT && MERGEKIT/bin/pip install torch==2.13.0 mergekit==0.1.5
@@ -32,7 +33,7 @@ from typing import Any
 
 import torch
 
-from calque.disk import write_json
+from calque.disk import read_json, write_json
 from calque.machine import machine, versions
 from calque.model.checkpoint import Checkpoint
 from calque.model.tensors import as_bytes, lay_out
@@ -298,13 +299,22 @@ def compare(
                 if cold:
                     forget(models)
                 found = measured(command, work / "log.txt")
-                runs.setdefault(who, []).append(found)
-                print(f"{job:10} {who:9} {found['cpu']:7.1f} s cpu {found['wall']:7.1f} s wall "
-                      f"{found['anonymous'] / 1e9:6.2f} GB", flush=True)  # fmt: skip
+                parts = {who: found, **({"rewriter": rewriter(out, found)} if who == "calque" else {})}
+                for name, part in parts.items():
+                    runs.setdefault(name, []).append(part)
+                    print(f"{job:10} {name:9} {part['cpu']:7.1f} s cpu {part['wall']:7.1f} s wall "
+                          f"{part['anonymous'] / 1e9:6.2f} GB", flush=True)  # fmt: skip
                 if job == "linear" and who != "floor" and who not in shares:
                     shares[who] = precision(models, out)
         shutil.rmtree(work / "out", ignore_errors=True)
         yield job, {**{who: medians(found) for who, found in runs.items()}, "exactly rounded": shares}
+
+
+def rewriter(out: Path, whole: dict[str, float]) -> dict[str, float]:
+    """The seconds of passes and rows alone, without start-up, checksums and the check of the product."""
+    spent = read_json(out / "manifest.json")["spent"]
+    cpu, wall = (spent["passes"][kind] + spent["rows"][kind] for kind in ("processor", "wall"))
+    return {**whole, "cpu": cpu, "wall": wall}
 
 
 def medians(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -349,7 +359,7 @@ def table(found: dict[str, Any]) -> str:
         "|" + "---|" * 7,
     ]
     for job, rows in found.items():
-        for who in ("floor", "calque", "mergekit"):
+        for who in ("floor", "calque", "rewriter", "mergekit"):
             if row := rows.get(who):
                 peer, floor = rows.get("mergekit"), rows["floor"]
                 ratio = f"{row['cpu'] / peer['cpu']:.2f}" if peer else ""

@@ -13,7 +13,7 @@ import click
 
 from calque import __version__, registry
 from calque.errors import CalqueError, ConfigError
-from calque.machine import follows
+from calque.machine import collect_rarely, follows
 from calque.method_command import examples, method_command, named
 from calque.progress import say, set_quiet
 
@@ -341,6 +341,7 @@ def _command() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error meant for the user ends with its message and exit code 2."""
     finish: Callable[[int], Any] = sys.exit
+    collect_rarely()
     try:
         code = cli.main(args=arguments, prog_name="calque", standalone_mode=False)
         finish(code if isinstance(code, int) else 0)

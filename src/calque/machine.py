@@ -73,6 +73,17 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 16 << 20)
 
 
+def collect_rarely() -> None:
+    """Let Python look for cycles of garbage less often.
+
+    Importing torch and transformers makes hundreds of thousands of objects that stay, and looking at them
+    again and again is a good part of the time that takes.
+    """
+    import gc
+
+    gc.set_threshold(50_000, 20, 20)
+
+
 def threads() -> int:
     """Threads that numeric work uses here: the environment's word, else the cores of this process."""
     import os

@@ -110,7 +110,7 @@ def _step(recipe: Recipe, step: Step, out: Path, done: Mapping[str, str], label:
     say(f"{label}: {registry.method(step.do).act}")
     start = time.monotonic()
     reset_peak_memory()
-    staged = _produce(step, says, settings, out, key)
+    staged, spent = _produce(step, says, settings, out, key)
     output = disk.checksum(staged)
     disk.write_json(
         staged / "manifest.json",
@@ -126,6 +126,7 @@ def _step(recipe: Recipe, step: Step, out: Path, done: Mapping[str, str], label:
             "seconds": round(time.monotonic() - start, 2),
             "peak_memory_mb": round(peak_memory() / 1e6),
             "versions": versions(),
+            **({"spent": dict(spent)} if spent else {}),
             **_notes(staged),
         },
     )
@@ -141,8 +142,14 @@ def _notes(staged: Path) -> dict[str, Any]:
     return {"rewrite": {key: value for key, value in notes.items() if key != "tensors"}} if notes else {}
 
 
-def _produce(step: Step, says: registry.Contract, settings: dict[str, Any], out: Path, key: str) -> Path:
-    """Call the method and save what it returns into a hidden folder beside the steps."""
+def _produce(
+    step: Step, says: registry.Contract, settings: dict[str, Any], out: Path, key: str
+) -> tuple[Path, Mapping[str, Any]]:
+    """Call the method and save what it returns into a hidden folder beside the steps.
+
+    Returns:
+        The folder, and where a rewrite's seconds went.
+    """
     steps = out / "steps"
     steps.mkdir(parents=True, exist_ok=True)
     work = _work_folder(out, step)
@@ -165,7 +172,7 @@ def _produce(step: Step, says: registry.Contract, settings: dict[str, Any], out:
     shutil.rmtree(staged, ignore_errors=True)
     with disk.clear_disk_errors(staged):
         save(result, staged, work / "rewrite", key)
-    return staged
+    return staged, getattr(result, "spent", {})
 
 
 def save(result: Any, folder: Path, work: Path, key: str) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 from calque.errors import ModelError
 from calque.merge.inputs import is_buffer, line_up
@@ -178,3 +180,12 @@ def test_the_diagnosis_is_what_the_whole_tensors_say(models, tmp_path):
     assert said[name]["merged"] == pytest.approx(float(change.norm()) / 2, rel=1e-3)
     assert said[name]["changed"] == pytest.approx(1.0, abs=0.01) and said[name]["conflict"] == 0
     assert set(inputs.names) <= said.keys()
+
+
+def test_a_union_of_unigram_tokenizers_is_refused_with_the_reason():
+    def unigram(*words):
+        scores = [("<unk>", 0.0), *((word, -1.0) for word in words)]
+        return Tokens.wrap(Tokenizer(Unigram(scores, unk_id=0)))
+
+    with pytest.raises(ModelError, match=r"Unigram cuts by probabilities of tokens.*: use --vocabulary base"):
+        union(unigram("a", "b"), [unigram("a", "c")])

@@ -29,7 +29,7 @@ RUN = """
     base, tuned, out, work, moment, key = sys.argv[1:7]
     journal._SECONDS = 0.05
     log = Path(work).parent / "computed"
-    counts = {}
+    counts, noted = {}, {}
 
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -43,6 +43,7 @@ RUN = """
         with log.open("a") as stream:
             stream.write(name + "\\n")
         counts["blocks"] = counts.get("blocks", 0) + 1
+        noted[name] = float(base_block.sum())
         if moment == "first":
             die()
         if moment == "middle" and name == "model.layers.0.mlp.up_proj.weight":
@@ -55,7 +56,7 @@ RUN = """
             die()
 
     inputs = line_up(Checkpoint.open(base), [Checkpoint.open(tuned)])
-    made = inputs.rewrite(elementwise(inputs, mean), counts=counts)
+    made = inputs.rewrite(elementwise(inputs, mean), counts=counts, notes={"sums": noted})
     rewrite.check_product = check  # the real one loads transformers, which takes longest
     made.write(Path(out), work=Path(work), key=key)
 """
@@ -195,3 +196,10 @@ def test_counts_add_up_over_a_kill(pair, whole, tmp_path):
     run(pair, tmp_path, "never")
     found = json.loads((tmp_path / "out" / "rewrite.json").read_text())["counts"]
     assert found == json.loads(whole[0]["rewrite.json"])["counts"] == {"blocks": len(whole[1])}
+
+
+def test_what_rows_note_survives_a_kill(pair, whole, tmp_path):
+    run(pair, tmp_path, "middle")
+    run(pair, tmp_path, "never")
+    found = json.loads((tmp_path / "out" / "rewrite.json").read_text())["sums"]
+    assert found == json.loads(whole[0]["rewrite.json"])["sums"] and set(found) == set(whole[1])

@@ -124,6 +124,28 @@ def test_copies_work_where_the_kernel_can_not(base, tmp_path, monkeypatch, numbe
     assert all(same_bytes(info, out.info(name)) for name, info in base.tensors.items())
 
 
+def test_neighbours_are_copied_in_one_go(base, tmp_path, monkeypatch):
+    calls, copy_bytes = [], execute.copy_bytes
+
+    def counted(source, target, start):
+        calls.append(source.nbytes)
+        copy_bytes(source, target, start)
+
+    monkeypatch.setattr(execute, "copy_bytes", counted)
+    out = Rewrite(base, copies(base)).write(tmp_path / "out")
+    assert calls == [base.nbytes]
+    assert all(same_bytes(info, out.info(name)) for name, info in base.tensors.items())
+    calls.clear()
+    name = list(base.tensors)[5]
+    out = replaced(base, name, lambda source: iter([source.read()])).write(tmp_path / "parts")
+    assert len(calls) == 2 and sum(calls) == base.nbytes - base.info(name).nbytes
+    assert all(same_bytes(info, out.info(name)) for name, info in base.tensors.items())
+    calls.clear()
+    monkeypatch.setattr(execute, "_STRETCH", base.nbytes // 2)
+    Rewrite(base, copies(base)).write(tmp_path / "stretches")
+    assert len(calls) > 1 and sum(calls) == base.nbytes
+
+
 def nan(source):
     yield source.read() * float("nan")
 

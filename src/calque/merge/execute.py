@@ -6,6 +6,7 @@ writes behind it; what waits between them is bounded in bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import math
 import os
@@ -24,7 +25,7 @@ from calque.errors import ModelError
 from calque.machine import keep_freed_memory, peak_memory
 from calque.merge.journal import Journal
 from calque.model.files import INDEX, WEIGHTS
-from calque.model.tensors import DTYPES, TensorInfo, as_bytes, lay_out
+from calque.model.tensors import DTYPES, TensorInfo, as_bytes, lay_out, not_finite
 from calque.progress import Bar, bar, say
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ SHARD_BYTES = 5_000_000_000
 _PIECE = 1 << 18  # larger single writes are slower: the kernel then looks for large pages
 _WAITING = 64 << 20  # bytes of computed blocks that may wait to be written
 _AHEAD = 256 << 20  # bytes of the next tensor that the kernel is asked to read
+_STRETCH = 256 << 20  # bytes copied in one go; what a kill undoes
 _SAMPLE = 1 << 16
 _NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
@@ -51,6 +53,7 @@ def write_tensors(
     label: str,
     *,
     counts: MutableMapping[str, int],
+    tables: Mapping[str, MutableMapping[str, Any]],
     inspect: Inspect | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write all rows into one file, or into shards with an index, below the journal's folder.
@@ -60,6 +63,8 @@ def write_tensors(
         journal: where to write, and what is there already.
         label: what the progress bar says.
         counts: what the rows' functions count; what an earlier attempt counted is added at the end.
+        tables: what the rows' functions note of their tensor, by its name; that of an earlier attempt is
+            put back.
         inspect: asked about every tensor once it is written.
 
     Returns:
@@ -76,7 +81,7 @@ def write_tensors(
         targets = {file: stack.enter_context(_reserved(file, *content)) for file, content in files.items()}
         stack.callback(journal.stop)
         put = stack.enter_context(_writer())
-        job = _Job(put, journal, counts, inspect, known, shown, len(rows))
+        job = _Job(put, journal, counts, tables, inspect, known, shown, len(rows))
         for file, (_, infos) in files.items():
             job.run([by_name[name] for name in infos], infos, targets[file])
         put(journal.flush, 0)
@@ -85,6 +90,8 @@ def write_tensors(
     for entry in journal.done.values():
         for name, count in entry.get("counts", {}).items():
             counts[name] = counts.get(name, 0) + count
+        for table, value in entry.get("noted", {}).items():
+            tables[table][entry["name"]] = value
     for name, count in counts.items():
         say(f"{label}: {name}: {count} of {len(rows)} tensors")
     _write_index(files, journal.folder)
@@ -141,12 +148,14 @@ class _Job:
         put: Put,
         journal: Journal,
         counts: MutableMapping[str, int],
+        tables: Mapping[str, MutableMapping[str, Any]],
         inspect: Inspect | None,
         known: dict[str, dict[str, Any]],
         shown: Bar,
         total: int,
     ) -> None:
-        self.put, self.journal, self.counts, self.inspect = put, journal, counts, inspect
+        self.put, self.journal, self.inspect = put, journal, inspect
+        self.counts, self.tables = counts, tables
         self.known, self.shown, self.total = known, shown, total
 
     def run(self, rows: Sequence[Row], infos: Mapping[str, TensorInfo], target: int) -> None:
@@ -155,16 +164,31 @@ class _Job:
             if row.name in self.journal.done:
                 self.shown.update(infos[row.name].nbytes)
         left = [row for row in rows if row.name not in self.journal.done]
+        stretch: list[Row] = []
         for place, row in enumerate(left):
-            before = dict(self.counts)
+            if stretch and not _follows(stretch, row, infos):
+                self._copy(stretch, infos, target)
+                stretch = []
             if row.function is None:
-                self.put(partial(copy_bytes, row.inputs[0].info, target, infos[row.name].start), 0)
-            else:
-                for following in left[place + 1 : place + 2]:
-                    _read_soon(following)
-                self._compute(row, infos[row.name], target)
+                stretch.append(row)
+                continue
+            for following in left[place + 1 : place + 2]:
+                _read_soon(following)
+            before = dict(self.counts)
+            self._compute(row, infos[row.name], target)
             counted = {n: c - before.get(n, 0) for n, c in self.counts.items() if c != before.get(n, 0)}
             self.put(partial(self._finish, row, infos[row.name], target, counted), 0)
+        self._copy(stretch, infos, target)
+
+    def _copy(self, rows: Sequence[Row], infos: Mapping[str, TensorInfo], target: int) -> None:
+        """Copy rows that lie side by side, in their source as in the output, in one go."""
+        if not rows:
+            return
+        first, last = rows[0].inputs[0].info, rows[-1].inputs[0].info
+        whole = dataclasses.replace(first, stop=last.stop)
+        self.put(partial(copy_bytes, whole, target, infos[rows[0].name].start), 0)
+        for row in rows:
+            self.put(partial(self._finish, row, infos[row.name], target, {}), 0)
 
     def _compute(self, row: Row, info: TensorInfo, target: int) -> None:
         """Hand the computed blocks over one after another."""
@@ -188,9 +212,20 @@ class _Job:
             _check_copy(row, info)
         found = dict(self.inspect(row, info)) if self.inspect else {}
         self.known[row.name] = {"found": found}
-        self.journal.finished(target, row.name, {"found": found, "counts": dict(counted)})
+        noted = {name: table[row.name] for name, table in self.tables.items() if row.name in table}
+        self.journal.finished(target, row.name, {"found": found, "counts": dict(counted), "noted": noted})
         peak = f"peak {peak_memory() / 1e6:.0f} MB"
         self.shown.update(info.nbytes, f"{len(self.known)} of {self.total} tensors, {peak}")
+
+
+def _follows(stretch: Sequence[Row], row: Row, infos: Mapping[str, TensorInfo]) -> bool:
+    """Whether a row is a copy of what lies right behind the last of `stretch`, and goes right behind it."""
+    if row.function is not None:
+        return False
+    before, here = stretch[-1].inputs[0].info, row.inputs[0].info
+    size = here.stop - stretch[0].inputs[0].info.start
+    beside = (before.file, before.stop) == (here.file, here.start)
+    return beside and infos[stretch[-1].name].stop == infos[row.name].start and size <= _STRETCH
 
 
 def _read_soon(row: Row) -> None:
@@ -289,7 +324,8 @@ def _check_copy(row: Row, written: TensorInfo) -> None:
 def _write_block(row: Row, info: TensorInfo, block: torch.Tensor, target: int, place: int) -> None:
     """Round a computed block once, and write it."""
     rounded = block.to(DTYPES[row.dtype]).contiguous()
-    if rounded.is_floating_point() and not _fits(block, rounded):
+    if rounded.is_floating_point() and not_finite(rounded) is not None:
+        _look_at_inputs(row)
         row_number = (place - info.start) // info.row_bytes
         raise ModelError(
             f"tensor '{row.name}': NaN or Inf after rounding to {row.dtype}, near row {row_number}"
@@ -297,14 +333,15 @@ def _write_block(row: Row, info: TensorInfo, block: torch.Tensor, target: int, p
     _write_all(target, as_bytes(rounded), place)
 
 
-def _fits(block: torch.Tensor, rounded: torch.Tensor) -> bool:
-    """Whether all numbers are finite after rounding; extremes of the block before it nearly always tell."""
-    if block.is_floating_point() and block.element_size() >= 4 and block.numel():
-        low, high = torch.aminmax(block)
-        limit = torch.finfo(rounded.dtype).max
-        if bool(low >= -limit) and bool(high <= limit):
-            return True
-    return bool(torch.isfinite(rounded.float()).all())
+def _look_at_inputs(row: Row) -> None:
+    """Raise ModelError if it was in one of a row's inputs that something is not finite."""
+    from calque.merge.stream import finite
+
+    for source in row.inputs:
+        first = 0
+        for block in source.blocks() if source.info.is_float else ():
+            finite(source, first, block)
+            first += len(block) if block.dim() else 1
 
 
 def _write_all(target: int, data: memoryview, place: int) -> None:

@@ -14,8 +14,6 @@ from calque.errors import ModelError
 from calque.merge.diagnose import SHARE, diagnosis
 from calque.merge.match import Ids, line_up_rows, match_tokens
 from calque.merge.rewrite import Pass, Rewrite, Row, Source
-from calque.merge.transplant import tokenizer_files
-from calque.merge.union import union
 from calque.model.checkpoint import Checkpoint
 from calque.model.slots import Slot
 from calque.model.tensors import DTYPES, same_bytes
@@ -289,6 +287,9 @@ def _match(base: Checkpoint, tuned: Sequence[Checkpoint], vocabulary: Vocabulary
     sizes = {c.info(c.input_embedding).shape[0] for c in (base, *tuned)}
     if len(sizes) == 1 and all(_same_file(base, other, "tokenizer.json") for other in tuned):
         return _Common(None, rows)
+    from calque.merge.transplant import tokenizer_files  # scipy, which a merge of one vocabulary needs not
+    from calque.merge.union import union
+
     mine = Tokens.of(base.tokenizer())
     theirs = [Tokens.of(other.tokenizer()) for other in tuned]
     counts = {

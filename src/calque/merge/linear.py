@@ -14,8 +14,7 @@ from calque.merge.rewrite import Rewrite, Row, Source
 from calque.merge.stream import chunks
 from calque.merge.survey import CHUNK, Blocks, pieces
 from calque.model.checkpoint import Checkpoint
-
-_WIDE = frozenset({"F32", "F64"})  # output dtypes that float32 sums would not reach
+from calque.model.tensors import DTYPES
 
 
 def linear(
@@ -94,28 +93,30 @@ def linear_row(name: str, dtype: str, sources: Sequence[Source], factors: Sequen
     used = used or [(sources[0], 0.0)]
     shape = sources[0].shape
     weights = [factor for _, factor in used]
+    rounded = DTYPES[dtype]
 
     def function(*inputs: Source) -> Iterator[torch.Tensor]:
-        for blocks in chunks(inputs, CHUNK, dtype=torch.float64 if dtype in _WIDE else torch.float32):
-            for piece in pieces(blocks):
+        for blocks in chunks(inputs, CHUNK, dtype=None):
+            made = torch.empty(blocks[0].shape, dtype=rounded)
+            for piece in pieces((made, *blocks)):
                 _sum(piece, weights)
-            yield blocks[0]
+            yield made
 
     return Row(name, dtype, shape, tuple(source for source, _ in used), function)
 
 
 def _sum(piece: Blocks, weights: Sequence[float]) -> None:
-    """Add up in float64, into the first.
+    """Add up in float64, and round into the first.
 
     Weighted sums of 16-bit numbers often lie half-way between two 16-bit numbers; in float32 a sum's own
     error would then decide.
     """
-    first, *others = piece
-    total = first.double()
+    made, first, *others = piece
+    total = first.to(torch.float64, copy=True)
     if len(others) == 1 and abs(sum(weights) - 1) < 1e-12:
         total.lerp_(others[0].double(), weights[1])
     else:
         total.mul_(weights[0])
         for other, weight in zip(others, weights[1:], strict=True):
             total.add_(other.double(), alpha=weight)
-    first.copy_(total)
+    made.copy_(total)

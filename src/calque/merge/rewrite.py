@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,11 +139,13 @@ class Rewrite:
         config: settings of config.json that change; a nested table changes only the keys it names.
         generation: settings of generation_config.json that change, if the base has that file.
         tokenizer: file name -> text of the new tokenizer; None keeps the base's.
-        notes: counts and choices worth keeping; written to rewrite.json beside the weights.
+        notes: counts and choices worth keeping; written to rewrite.json beside the weights. Tables that the
+            rows' functions fill while they run, by the name of their tensor, survive a kill.
         sample: some of the user's text; the product's tokenizer must give each piece back.
         passes: what must be known of the whole model before the first row is computed, in this order.
         counts: what the rows' functions count while they run ("slerp -> lerp"); goes into the notes.
         inspect: asked about every row once it is written; what it says goes into the notes.
+        spent: filled by `write`: "passes", "rows" and "check" -> {"wall": seconds, "processor": seconds}.
     """
 
     base: Checkpoint
@@ -154,6 +158,7 @@ class Rewrite:
     passes: Sequence[Pass] = ()
     counts: MutableMapping[str, int] = field(default_factory=dict)
     inspect: Inspect | None = None
+    spent: MutableMapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -211,25 +216,36 @@ class Rewrite:
 
     def _fill(self, journal: Journal, folder: Path, text: Sequence[str]) -> None:
         """Write and check everything in the journal's folder."""
-        if any(row.name not in journal.done for row in self.rows):
-            for one in self.passes:
-                one.run()
-        found = write_tensors(
-            self.rows,
-            journal,
-            folder.name.strip(".").removesuffix(".part"),
-            counts=self.counts,
-            inspect=self.inspect,
-        )
+        with self._timed("passes"):
+            if any(row.name not in journal.done for row in self.rows):
+                for one in self.passes:
+                    one.run()
+        with self._timed("rows"):
+            found = write_tensors(
+                self.rows,
+                journal,
+                folder.name.strip(".").removesuffix(".part"),
+                counts=self.counts,
+                tables={key: value for key, value in self.notes.items() if isinstance(value, MutableMapping)},
+                inspect=self.inspect,
+            )
         self._write_company(journal.folder, found)
         computed = {row.name for row in self.rows if row.function is not None}
         product = Checkpoint.at(journal.folder)
         try:
-            if self.tokenizer is not None:
-                check_same_tokenizer(product, self.tokenizer["tokenizer.json"], text)
-            check_product(product, self.base, computed, text)
+            with self._timed("check"):
+                if self.tokenizer is not None:
+                    check_same_tokenizer(product, self.tokenizer["tokenizer.json"], text)
+                check_product(product, self.base, computed, text)
         except ModelError as error:  # the user knows the folder by its final name only
             raise ModelError(str(error).replace(str(journal.folder), str(folder))) from error
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        wall, processor = time.perf_counter(), time.process_time()
+        yield
+        spent = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+        self.spent[part] = {kind: round(seconds, 2) for kind, seconds in spent.items()}
 
     def _identity(self, key: str) -> str:
         """Changes with the rows, their inputs (by size and time) and everything else that is written."""

@@ -14,6 +14,7 @@ import torch
 
 from calque.errors import ModelError
 from calque.merge.rewrite import Row, Source
+from calque.model.tensors import not_finite
 
 if TYPE_CHECKING:
     from calque.merge.inputs import Inputs
@@ -25,11 +26,13 @@ _T = TypeVar("_T")
 
 
 def chunks(
-    sources: Sequence[Source], nbytes: int = 1 << 20, *, dtype: torch.dtype = torch.float32
+    sources: Sequence[Source], nbytes: int = 1 << 20, *, dtype: torch.dtype | None = torch.float32
 ) -> Iterator[Blocks]:
     """The same rows of every source, about `nbytes` of each at a time, in `dtype` and freshly allocated.
 
-    A thread reads ahead. Tensors of more than two axes come as rows of their last one.
+    A thread reads ahead. Tensors of more than two axes come as rows of their last one. Without a dtype they
+    come as they are stored, as many rows as would be `nbytes` of float32, and NaN and Inf with them: for who
+    lets those through to the result, where the executor sees them and looks where they came from.
 
     Raises:
         ModelError: shapes differ, or a number is NaN or Inf; names tensor, row and file.
@@ -40,16 +43,17 @@ def chunks(
     return ahead(_read(sources, nbytes, dtype))
 
 
-def _read(sources: Sequence[Source], nbytes: int, dtype: torch.dtype) -> Iterator[Blocks]:
+def _read(sources: Sequence[Source], nbytes: int, dtype: torch.dtype | None) -> Iterator[Blocks]:
     shape = _flat(sources[0].shape)
-    step = max(1, nbytes // (dtype.itemsize * math.prod(shape[1:])))
+    step = max(1, nbytes // ((dtype or torch.float32).itemsize * math.prod(shape[1:])))
     with ExitStack() as stack:
         readers = [_reader(source, stack) for source in sources]
         for first in range(0, shape[0] if shape else 1, step):
             part = slice(first, first + step)
+            blocks = (read(part) for read in readers)
             yield tuple(
-                _finite(source, first, read(part).to(dtype))
-                for source, read in zip(sources, readers, strict=True)
+                block if dtype is None else finite(source, first, block.to(dtype))
+                for source, block in zip(sources, blocks, strict=True)
             )
 
 
@@ -66,14 +70,16 @@ def _reader(source: Source, stack: ExitStack) -> Callable[[slice], torch.Tensor]
     return lambda part: info.read(part if info.shape else None, stream)
 
 
-def _finite(source: Source, first: int, block: torch.Tensor) -> torch.Tensor:
-    if not torch.isfinite(block.sum()) and not torch.isfinite(block).all():
-        place = int((~torch.isfinite(block)).reshape(-1).nonzero()[0])
-        row = first + (place // block[0].numel() if block.dim() else 0)
-        kind = "NaN" if torch.isnan(block.reshape(-1)[place]) else "Inf"
+def finite(source: Source, first: int, block: torch.Tensor) -> torch.Tensor:
+    """The block, whose first row is row `first` of the source.
+
+    Raises:
+        ModelError: a number is NaN or Inf; names tensor, row and file.
+    """
+    if (bad := not_finite(block)) is not None:
         raise ModelError(
-            f"{source.info.file}: tensor '{source.name}': {kind} in row {row}; the file is damaged or "
-            "training diverged: fetch it again or use an earlier checkpoint"
+            f"{source.info.file}: tensor '{source.name}': {bad[1]} in row {first + bad[0]}; the file is "
+            "damaged or training diverged: fetch it again or use an earlier checkpoint"
         )
     return block
 
@@ -141,7 +147,7 @@ def _row(inputs: Inputs, name: str, function: Elementwise, dtype: str | None, *,
 
     def compute(*given: Source) -> Iterator[torch.Tensor]:
         if whole:
-            base, *tuned = (_finite(s, 0, s.read().to(wide)) for s in given)
+            base, *tuned = (finite(s, 0, s.read().to(wide)) for s in given)
             yield function(name, base, tuned)
             return
         for base, *tuned in chunks(given, dtype=wide):

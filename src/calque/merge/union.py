@@ -35,9 +35,13 @@ def _extended(base: Tokens, other: Tokens, wanted: Sequence[int]) -> Tokens:
     spec, theirs = json.loads(base.backend.to_str()), json.loads(other.backend.to_str())
     kinds = [(each["model"]["type"], tokens.kind) for each, tokens in ((spec, base), (theirs, other))]
     if kinds[0] != kinds[1] or kinds[0][0] not in ("BPE", "WordPiece"):
+        why = ""
+        if "Unigram" in (kinds[0][0], kinds[1][0]):
+            why = "; Unigram cuts by probabilities of tokens, and those of two tokenizers do not compare"
         raise ModelError(
             f"the union of two vocabularies needs two BPE or two WordPiece tokenizers of one kind; these are "
-            f"{kinds[0][0]} ({kinds[0][1]}) and {kinds[1][0]} ({kinds[1][1]}); use --vocabulary base"
+            f"{kinds[0][0]} ({kinds[0][1]}) and {kinds[1][0]} ({kinds[1][1]}){why}: use --vocabulary base, "
+            "which keeps the base's tokens"
         )
     added = {entry["content"]: entry for entry in theirs["added_tokens"]}
     vocabulary = spec["model"]["vocab"]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from calque.disk import read_json
 from calque.errors import ModelError
 from calque.model.files import GENERATION, TOKENIZER, companions
-from calque.model.tensors import same_bytes
+from calque.model.tensors import not_finite, same_bytes
 from calque.progress import bar, say
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _ROLES = ("bos", "eos", "pad")
 _IDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"})
 _FORWARD_TOKENS = 16
 _COMPUTED = frozenset({torch.bfloat16, torch.float16, torch.float32})  # a model can run in these
-_FIRST_INF = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # bits of infinity, without the sign
 _SAMPLE = "It's 1,234.5 kg; Ng'ombe zi-4...\n\n  café  ሰላም 你好!"
 
 
@@ -133,7 +132,7 @@ def check_values(
         for name, info in checkpoint.tensors.items():
             for first, block in info.blocks(1 << 20) if info.is_float and name not in checked else ():
                 where = f"{info.file}: tensor '{name}'"
-                if (bad := _not_finite(block)) is not None:
+                if (bad := not_finite(block)) is not None:
                     raise ModelError(
                         f"{where}: {bad[1]} in row {first + bad[0]}; the file is damaged or training "
                         "diverged: fetch it again or use an earlier checkpoint"
@@ -141,23 +140,6 @@ def check_values(
                 if name in no_zero_rows:
                     _check_zero_rows(where, first, block[: max(0, rows - first)], no_zero_rows[name])
             shown.update(info.nbytes)
-
-
-def _not_finite(block: torch.Tensor) -> tuple[int, str] | None:
-    """(row, "NaN" or "Inf") of the first number that is not finite."""
-    if block.dtype.itemsize == 1:  # 8-bit floats have no isfinite
-        block = block.to(torch.float32)
-    if block.dtype in _FIRST_INF:  # an all-ones exponent, seen in the bits: adding 16-bit floats is slow
-        if int(block.view(torch.int16).bitwise_and(0x7FFF).max()) < _FIRST_INF[block.dtype]:
-            return None
-    elif torch.isfinite(block.sum(dtype=torch.float32)):  # one NaN or Inf would show in the sum
-        return None
-    finite = torch.isfinite(block)
-    if finite.all():
-        return None
-    place = int((~finite).reshape(-1).nonzero()[0])
-    row = place // max(1, block[0].numel()) if block.dim() else 0
-    return row, "NaN" if torch.isnan(block.reshape(-1)[place]) else "Inf"
 
 
 def _check_zero_rows(where: str, first: int, block: torch.Tensor, allowed: Collection[int]) -> None:

@@ -38,6 +38,7 @@ DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
 }
 _MAX_HEADER = 100_000_000
+_FIRST_INF = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # bits of infinity, without the sign
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,25 @@ def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1).view(torch.uint8)
+
+
+def not_finite(block: torch.Tensor) -> tuple[int, str] | None:
+    """(row, "NaN" or "Inf") of the first number of a floating-point tensor that is not finite."""
+    if block.dtype.itemsize == 1:  # 8-bit floats have no isfinite
+        block = block.to(torch.float32)
+    if not block.numel():
+        return None
+    if block.dtype in _FIRST_INF:  # an all-ones exponent, seen in the bits: adding 16-bit floats is slow
+        if int(block.view(torch.int16).bitwise_and(0x7FFF).max()) < _FIRST_INF[block.dtype]:
+            return None
+    elif torch.isfinite(block.sum()):  # one NaN or Inf would show in the sum
+        return None
+    finite = torch.isfinite(block)
+    if finite.all():
+        return None
+    place = int((~finite).reshape(-1).nonzero()[0])
+    row = place // max(1, block[0].numel()) if block.dim() else 0
+    return row, "NaN" if torch.isnan(block.reshape(-1)[place]) else "Inf"
 
 
 def lay_out(
