@@ -134,8 +134,10 @@ def test_tags_stand_at_the_first_token_of_each_word(encoder_model, tmp_path, tok
     found = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     labels = pieces.answer(0).tolist()
     assert [n for n in labels if n != IGNORED] == [1, 2, *[0] * (len(text.split()) - 2)]
-    starts = [a == 0 or " " in text[a - 1 : a + 1] for a, _ in found]
-    assert [n != IGNORED for n in labels] == starts
+    words = [text[:b].rstrip().count(" ") if text[a:b].strip() else None for a, b in found]
+    assert [n != IGNORED for n in labels] == [
+        word is not None and word not in words[:place] for place, word in enumerate(words)
+    ]
 
 
 def test_words_are_cut_where_a_span_begins_or_ends():
@@ -176,7 +178,8 @@ def test_candidates_are_ranked(encoder_model, tmp_path, compare, capsys):
     data = corpus_of(20, question=lambda n, words: WORDS[n // 4], target=grades)
     settings = {**SMALL, "lr": 1e-2, "compare": compare}
     result = tune(encoder_model, data, work=tmp_path, objective="rank", steps=16, **settings)
-    assert falls(tmp_path) and result.config["id2label"] == {"0": "score"}
+    assert losses(tmp_path)[-1] < 0.98 * losses(tmp_path)[0]  # what lists say has an entropy of its own
+    assert result.config["id2label"] == {"0": "score"}
     assert "1 lists of one grade left out" in capsys.readouterr().err
     pieces = Pieces.load(tmp_path / "data.tokens")
     assert len(pieces) == 4 and sum(pieces.answer(0)[:4]) == pieces.size(0)
