@@ -11,6 +11,7 @@ import click
 
 from calque import registry
 from calque.errors import ConfigError
+from calque.progress import say
 
 
 def examples(text: str) -> str:
@@ -43,7 +44,8 @@ def method_command(row: registry.Method) -> click.Command:
     )
 
     is_search = says.takes_work  # it knows what it would write only after it has written its candidates
-    if getattr(says.returns, "__name__", "") == "Rewrite" and not is_search:
+    rewrites = getattr(says.returns, "__name__", "") == "Rewrite"
+    if rewrites and not is_search:
         note = "Print what would be read, computed and written, with the estimated time; write nothing."
         params.append(click.Option(["--dry-run"], is_flag=True, help=note))
 
@@ -61,6 +63,8 @@ def method_command(row: registry.Method) -> click.Command:
         else:
             runner.call(row.name, of, settings, out)
             click.echo(out)
+            if rewrites:
+                say(f"`calque report {out}` shows what was done")
 
     return click.Command(
         row.name.split("/")[1],

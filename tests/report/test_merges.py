@@ -45,3 +45,20 @@ def test_the_manifest_says_what_went_in(merged):
 def test_a_run_without_merges_has_no_section(tmp_path):
     (tmp_path / "steps" / "x").mkdir(parents=True)
     assert merges(Run.read(tmp_path)) == []
+
+
+def test_what_was_done_without_a_diagnosis_is_told_by_its_settings(tmp_path):
+    model = tiny.model(tmp_path / "model", "llama-tied", num_hidden_layers=4)
+    settings = {"languages": ["nya", "eng"], "layers": 2, "preserve": True}
+    out = runner.call("merge/upcycle", {"base": str(model)}, settings, tmp_path / "moe")
+    (found,) = merges(Run.read(out))
+    told = dict(found.settings)
+    assert told["preserve"] == "yes" and told["layers"] == "2, 3" and not found.maps
+    assert told["experts"] in ("nya_Latn; eng_Latn", "eng_Latn; nya_Latn")
+    page = write_report(out, out / "report.html").read_text()
+    assert "merge/upcycle" in page and "Each map has" not in page
+
+
+def test_settings_of_a_merge_are_told(merged):
+    (found,) = merges(Run.read(merged))
+    assert "weights" in dict(found.settings) and "tensors" not in dict(found.settings)

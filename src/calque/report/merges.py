@@ -17,6 +17,11 @@ _EXPERT = re.compile(r"\bexpert\.\d+\.")
 _PAIRS_SHOWN = 3
 _STRONGEST = 46  # per cent; the numbers stay readable on it
 Entry = Mapping[str, Any]
+# Notes that are told elsewhere, or are too long to be read as a line.
+_APART = frozenset(
+    {"method", "inputs", "sample", "tensors", "counts", "search", "limits", "config", "shares"}
+)
+_TOLD_ELSEWHERE = frozenset({"transplant", "calibrate"})  # vocabulary has a section of its own
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Merge:
         counts: what happened how often: fallbacks and the like.
         maps: the heat maps.
         sample: on what share of the numbers they are measured.
+        settings: what it was done with, and what it found: name, value.
     """
 
     step: str
@@ -57,20 +63,21 @@ class Merge:
     counts: tuple[tuple[str, int], ...]
     maps: tuple[Map, ...]
     sample: str
+    settings: tuple[tuple[str, str], ...]
 
 
 def merges(run: Run) -> list[Merge]:
-    """Every merge of the run that left a diagnosis."""
+    """Every change of weights in the run, and its diagnosis where it left one."""
     return [made for step in run.by_family("merge/") if (made := _merge(step)) is not None]
 
 
 def _merge(step: Step) -> Merge | None:
     file = step.folder / "rewrite.json"
     notes = disk.read_json(file) if file.is_file() else {}
-    tensors = notes.get("tensors") or {}
-    inputs = notes.get("inputs") or {}
-    if not tensors or not inputs:
+    if notes.get("method", "transplant") in _TOLD_ELSEWHERE:
         return None
+    inputs = notes.get("inputs") or {"base": "", "tuned": []}
+    tensors = (notes.get("tensors") or {}) if notes.get("inputs") else {}
     folders = [str(inputs["base"]), *map(str, inputs["tuned"])]
     letters = dict(zip(folders, ["-", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"], strict=False))
     groups: dict[tuple[int | None, str], list[Entry]] = defaultdict(list)
@@ -80,11 +87,27 @@ def _merge(step: Step) -> Merge | None:
     return Merge(
         step=step.name,
         do=step.do,
-        models=tuple((letter, Path(folder).name) for folder, letter in letters.items()),
+        models=tuple((letter, Path(folder).name) for folder, letter in letters.items() if folder),
         counts=tuple((notes.get("counts") or {}).items()),
         maps=tuple(_maps(groups, names, letters)),
         sample=str(notes.get("sample", "")),
+        settings=tuple(
+            (name.replace("_", " "), _told(value))
+            for name, value in notes.items()
+            if name not in _APART and value is not None and not isinstance(value, Mapping)
+        ),
     )
+
+
+def _told(value: Any) -> str:
+    """A setting in words: lists with commas, lists of lists with semicolons, long numbers in groups."""
+    if isinstance(value, list):
+        return ("; " if any(isinstance(one, list) for one in value) else ", ").join(map(_told, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else Path(value).name
 
 
 def _maps(
