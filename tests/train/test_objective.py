@@ -125,6 +125,50 @@ def test_frozen_output_rows_get_no_gradient():
     assert weight.grad is None and hidden.grad[2].abs().max() == 0
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 99), chunk=st.integers(1, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16])
+)
+def test_rows_that_are_learnt_get_the_gradient_they_have_among_all(seed, chunk, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight = (torch.randn(n, 4, generator=generator) for n in (7, 12))
+    labels = torch.randint(-1, 12, (7,), generator=generator)
+    learnt = torch.randperm(12, generator=generator)[: seed % 12]
+    grads = []
+    for rows in (None, learnt):
+        own, weights = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        ):
+            patch.setattr(cross_entropy, "_ROWS", chunk)
+            cross_entropy.linear_cross_entropy(own, weights, labels, learnt=rows)[0].backward()
+        grads.append((own.grad, weights.grad))
+    (whole_hidden, whole), (some_hidden, some) = grads
+    assert torch.equal(whole_hidden, some_hidden)
+    expected = torch.zeros_like(whole)
+    expected[learnt] = whole[learnt]
+    torch.testing.assert_close(some, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_seen_rows_alone_give_the_gradients_of_all_where_tokens_are(tied):
+    batch = batch_of([7, 19, 4], 64)
+    grads = []
+    for seen in (False, True):
+        model = llama(64, tied=tied)
+        causal_objective(model, seen_rows=seen)(model, batch).total.backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    unseen = torch.ones(64, dtype=torch.bool)
+    unseen[torch.from_numpy(batch.ids)] = False
+    for name, grad in grads[0].items():
+        kept = grad.clone()
+        if name in ("lm_head.weight", "model.embed_tokens.weight"):
+            kept[unseen] = 0
+            assert not grads[1][name][unseen].any()
+        torch.testing.assert_close(grads[1][name], kept, atol=1e-6, rtol=1e-5)
+
+
 def test_bfloat16_autocast_is_close():
     torch.manual_seed(0)
     hidden, weight = torch.randn(9, 16, requires_grad=True), torch.randn(30, 16, requires_grad=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -20,7 +22,9 @@ _TOLERANCE = 1e-3
 Teacher = Callable[[Batch], SoftLabels]
 
 
-def causal_objective(model: PreTrainedModel, teacher: Teacher | None = None) -> Objective:
+def causal_objective(
+    model: PreTrainedModel, teacher: Teacher | None = None, *, seen_rows: bool = False
+) -> Objective:
     """The fastest objective that is right for this model: mean nats per predicted token.
 
     Whether the model keeps documents apart that lie in one row, and whether its output layer is linear in
@@ -31,8 +35,11 @@ def causal_objective(model: PreTrainedModel, teacher: Teacher | None = None) -> 
     Args:
         model: what will be trained.
         teacher: gives the soft labels of a batch; without one the labels are the tokens themselves.
+        seen_rows: the output rows of tokens that a batch has not get no gradient, where that saves work.
     """
     loss = _loss_function(model)
+    if seen_rows and loss is back_to_back:
+        loss = partial(back_to_back, seen_rows=True)
     if teacher is None:
         return loss
     return lambda model, batch: loss(model, batch, teacher(batch))
@@ -48,13 +55,17 @@ def _loss_function(model: PreTrainedModel) -> Callable[..., Loss]:
     return padded
 
 
-def back_to_back(model: PreTrainedModel, batch: Batch, soft: SoftLabels | None = None) -> Loss:
+def back_to_back(
+    model: PreTrainedModel, batch: Batch, soft: SoftLabels | None = None, *, seen_rows: bool = False
+) -> Loss:
     """Loss over documents in one row, each attending to itself only; logits never exist as a whole."""
     hidden_ND = hidden_states(model, batch)
     output: Any = model.get_output_embeddings()
     labels = torch.from_numpy(batch.labels()).to(hidden_ND.device)
     bias = getattr(output, "bias", None)
-    total, plain = linear_cross_entropy(hidden_ND, output.weight, labels, bias, _on(hidden_ND, soft))
+    learnt = torch.from_numpy(np.unique(batch.ids)).to(hidden_ND.device) if seen_rows else None
+    soft = _on(hidden_ND, soft)
+    total, plain = linear_cross_entropy(hidden_ND, output.weight, labels, bias, soft, learnt)
     return Loss(total, _parts(total, plain, soft))
 
 

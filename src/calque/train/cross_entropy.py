@@ -28,6 +28,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         labels_N: torch.Tensor,
         soft: SoftLabels | None,
+        learnt_R: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count = max(1, int((labels_N >= 0).sum()))
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -36,6 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight = weight_VD.to(dtype)
             d_hidden = torch.empty_like(hidden_ND, dtype=torch.float32) if needs_hidden else None
             d_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+            d_learnt = d_weight if learnt_R is None or d_weight is None else d_weight[learnt_R]
             d_bias = (
                 torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
             )
@@ -51,13 +53,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient = logits.to(dtype)
                 if d_hidden is not None:
                     d_hidden[rows] = torch.mm(gradient, weight)
-                if d_weight is not None:
-                    if dtype == d_weight.dtype:
-                        d_weight.addmm_(gradient.t(), hidden)
+                if d_learnt is not None:
+                    gradient = gradient if learnt_R is None else gradient[:, learnt_R]
+                    if dtype == d_learnt.dtype:
+                        d_learnt.addmm_(gradient.t(), hidden)
                     else:
-                        d_weight += torch.mm(gradient.t(), hidden)
+                        d_learnt += torch.mm(gradient.t(), hidden)
                 if d_bias is not None:
                     d_bias += logits.sum(0)
+            if d_weight is not None and d_learnt is not None and learnt_R is not None:
+                d_weight[learnt_R] = d_learnt
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         loss, plain = (total / count).float()
@@ -71,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None else gradient.mul_(upstream).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None
+        return *scaled, None, None, None
 
 
 def _autocast_dtype(hidden: torch.Tensor) -> torch.dtype:
@@ -110,6 +115,7 @@ def linear_cross_entropy(
     labels: torch.Tensor,
     bias: torch.Tensor | None = None,
     soft: SoftLabels | None = None,
+    learnt: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of -log softmax(hidden @ weight.T + bias)[label] over the labels that are not negative.
 
@@ -121,12 +127,13 @@ def linear_cross_entropy(
         labels: shape (N,); negative ones do not count.
         bias: shape (V,).
         soft: distributions that take the place of a part of each label.
+        learnt: rows of `weight` whose gradient is wanted, each once; that of the others is 0. None: all.
 
     Returns:
         Two scalars in nats, float32, 0 when no label counts: what is minimised, and what it would be
         without the soft labels, which carries no gradient.
     """
-    loss, plain = _LinearCrossEntropy.apply(hidden, weight, bias, labels, soft)  # pyright: ignore
+    loss, plain = _LinearCrossEntropy.apply(hidden, weight, bias, labels, soft, learnt)  # pyright: ignore
     return loss, plain
 
 

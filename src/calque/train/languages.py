@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from calque.data.corpus import Corpus
 from calque.data.pack import Batch
 from calque.delta.attach import Attached
-from calque.errors import ConfigError
 from calque.model.checkpoint import Checkpoint
 from calque.model.moe import expert_of, forced
 from calque.train.stage import Loss, Objective
@@ -33,12 +32,12 @@ def in_languages(
         force_experts: whether every token is seen by the expert of its language.
 
     Raises:
-        ConfigError: a text in several languages, or in one that has no expert or no delta.
+        ConfigError: a language that has no expert or no delta.
     """
     by_language = attached is not None and bool(attached.by_language)
     if not by_language and not force_experts:
         return make()
-    codes = [_language(text) for text in texts]
+    codes = [text.languages[0] for text in texts]  # packing refuses texts in several
     experts = [expert_of(checkpoint.config, code) for code in codes] if force_experts else []
     for code in reversed(codes) if attached else ():
         attached.speak(code)  # refuses what it does not know before anything is trained
@@ -54,11 +53,3 @@ def in_languages(
             return objective(model, batch)
 
     return told
-
-
-def _language(text: Corpus) -> str:
-    if len(text.languages) != 1:
-        raise ConfigError(
-            f"a text in {', '.join(text.languages)}: what goes by language needs texts in one language each"
-        )
-    return text.languages[0]

@@ -31,6 +31,7 @@ from calque.train.optim import Optimization
 from calque.train.processes import main_first
 from calque.train.result import Precision, finished, trained
 from calque.train.soft import SoftLabels
+from calque.train.spread import world
 from calque.train.stage import Budget, Objective, Part, Stage
 from calque.train.steps import Saving
 from calque.vocab.tokens import Tokens
@@ -182,7 +183,10 @@ def lm(
     def objective() -> Objective:
         if teacher is not None:
             return _taught(model, teacher, taught, temperature)
-        return causal_objective(loaded, ngrams and (lambda batch: SoftLabels.counted(ngrams, batch, counts)))
+        counted = ngrams and (lambda batch: SoftLabels.counted(ngrams, batch, counts))
+        # Other batches of a step, and other processes, have tokens of their own.
+        alone = rows == "seen" and accumulate == 1 and world()[1] == 1
+        return causal_objective(loaded, counted, seen_rows=alone)
 
     stage = Stage(
         part=part,
