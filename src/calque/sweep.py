@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -169,10 +170,12 @@ def _on_ray(
     calls: Mapping[str, Callable[[], Outcome]], jobs: int, address: str
 ) -> Iterator[tuple[str, Outcome]]:
     try:
-        import ray  # pyright: ignore
+        ray: Any = importlib.import_module("ray")
     except ImportError:
         raise MissingExtra("ray", "ray", "a sweep on a Ray cluster") from None
-    here = {"num_cpus": jobs, "include_dashboard": False} if address == "local" else {"address": address}
+    here: dict[str, Any] = (
+        {"num_cpus": jobs, "include_dashboard": False} if address == "local" else {"address": address}
+    )
     ray.init(log_to_driver=False, **here)
     try:
         task = ray.remote(lambda call: call())

@@ -42,8 +42,9 @@ def with_head(
         config.id2label = dict(enumerate(labels))  # pyright: ignore
         config.label2id = {label: n for n, label in enumerate(labels)}  # pyright: ignore
     _set_padding(base, config)
+    own: Any = base.loaded_config
     has_it = str((base.config.get("architectures") or [""])[0]).endswith(ending)
-    if has_it and list(labels) == [*base.loaded_config.id2label.values()][: len(labels)]:
+    if has_it and list(labels) == [*own.id2label.values()][: len(labels)]:
         model = base.model(torch.float32)
         model.config.get_text_config().pad_token_id = config.get_text_config().pad_token_id
         return model, frozenset(name for name, _ in model.named_parameters() if _outside(model, name))

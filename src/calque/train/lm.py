@@ -24,7 +24,7 @@ from calque.model.checkpoint import Checkpoint
 from calque.model.recursive import MODEL_TYPE as LOOPED
 from calque.progress import say
 from calque.train import places
-from calque.train.causal import causal_objective
+from calque.train.causal import Teacher, causal_objective
 from calque.train.held_out import watch
 from calque.train.languages import in_languages
 from calque.train.optim import Optimization
@@ -183,7 +183,7 @@ def lm(
     def objective() -> Objective:
         if teacher is not None:
             return _taught(model, teacher, taught, temperature)
-        counted = ngrams and (lambda batch: SoftLabels.counted(ngrams, batch, counts))
+        counted = _counting(ngrams, counts) if ngrams else None
         # Other batches of a step, and other processes, have tokens of their own.
         alone = rows == "seen" and accumulate == 1 and world()[1] == 1
         return causal_objective(loaded, counted, seen_rows=alone)
@@ -235,6 +235,11 @@ def _rates(sources: Sequence[Pieces], sampling: float, replay_share: float) -> t
     rates = by_size([len(source.ids) for source in learnt], sampling)
     shares = tuple(rate * (1 - replay_share) for rate in rates)
     return (*shares, replay_share) if replay_share else shares
+
+
+def _counting(ngrams: Ngrams, share: float) -> Teacher:
+    """What the counts of the text say for a batch."""
+    return lambda batch: SoftLabels.counted(ngrams, batch, share)
 
 
 def _taught(base: Checkpoint, teacher: Checkpoint, share: float, temperature: float) -> Objective:

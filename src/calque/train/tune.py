@@ -217,9 +217,10 @@ def _taught(
         raise ConfigError("a teacher has no distribution over lists; 'rank' is tuned without one")
     if base.tokenizer().get_vocab() != teacher.tokenizer().get_vocab():
         raise ConfigError(f"the teacher {teacher.folder} has another vocabulary than {base.folder}")
-    if labels and tuple(teacher.loaded_config.id2label.values()) != labels:
+    config: Any = teacher.loaded_config
+    if labels and tuple(config.id2label.values()) != labels:
         raise ConfigError(
-            f"the teacher {teacher.folder} tells {', '.join(teacher.loaded_config.id2label.values())} apart, "
+            f"the teacher {teacher.folder} tells {', '.join(config.id2label.values())} apart, "
             f"the examples {', '.join(labels)}; tune it on the same labels first"
         )
     name = objective if objective in _HEADS else "answer"
