@@ -28,7 +28,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from calque.data.corpus import Corpus
-from calque.disk import write_json
+from calque.disk import read_json, write_json
 from calque.machine import machine, versions
 from calque.vocab.static import Vectors, WordSpaces
 from calque.vocab.tokenizer import train_tokenizer
@@ -154,23 +154,24 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048, help="numbers per embedding row")
     parser.add_argument("--dimension", type=int, default=100, help="numbers per static vector")
     parser.add_argument("--unmapped", type=int, default=10_000, help="tokens without translations")
+    parser.add_argument("--only", choices=["wechsel", "smoothing"], help="one of the two; the other stays")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     sys.path.append(str(given.peer_path))
     stand_ins()
     old, new = vocabularies(given.source, given.text, given.size)
-    results = {
-        "wechsel": compare_wechsel(old, new, given.width, given.dimension),
-        "smoothing": compare_smoothing(old, new, given.unmapped),
-        "machine": machine(),
-        "versions": versions(),
-    }
+    results = read_json(given.out) if given.only and given.out.exists() else {}
+    if given.only != "smoothing":
+        results["wechsel"] = compare_wechsel(old, new, given.width, given.dimension)
+    if given.only != "wechsel":
+        results["smoothing"] = compare_smoothing(old, new, given.unmapped)
+    results |= {"machine": machine(), "versions": versions()}
     for name in ("wechsel", "smoothing"):
-        row = results[name]
-        print(
-            f"{name:10} calque {row['calque_cpu_s']:8.2f} s  peer {row['peer_cpu_s']:8.2f} s  "
-            f"{row['ratio']:7.1f} times less CPU"
-        )
+        if row := results.get(name):
+            print(
+                f"{name:10} calque {row['calque_cpu_s']:8.2f} s  peer {row['peer_cpu_s']:8.2f} s  "
+                f"{row['ratio']:7.1f} times less CPU"
+            )
     write_json(given.out, results)
 
 
