@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calque.analyze.shift import profile, shift
+from calque.analyze.shift import profile, shift, to_text
 from calque.errors import ConfigError
 from calque.merge.change import best_split
 
@@ -36,6 +36,17 @@ def test_numbers_are_those_of_plain_torch(models):
     layers, roles, values = profile(table, "one")
     assert layers == ["-", "00", "01", "02"] and values.shape == (4, len(roles))
     assert values[2, roles.index("mlp.up")] == value(table, "relative", "01/mlp.up")
+
+
+def test_the_terminal_gets_layers_by_roles(models):
+    base, one = models
+    table = shift(base, {"one": one})
+    head, names, *layers = to_text(table).splitlines()
+    assert head.startswith("one: ") and "embed.input" in head and "final_norm" in head
+    assert [line.split()[0] for line in layers] == ["00", "01", "02"]
+    place = names.split().index("mlp.up")
+    shown = f"{100 * value(table, 'relative', '01/mlp.up'):.3g}"
+    assert layers[1].split()[place] == shown and len(set(map(len, layers))) == 1
 
 
 def test_a_model_against_itself_does_not_move(models):

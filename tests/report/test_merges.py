@@ -61,4 +61,4 @@ def test_what_was_done_without_a_diagnosis_is_told_by_its_settings(tmp_path):
 
 def test_settings_of_a_merge_are_told(merged):
     (found,) = merges(Run.read(merged))
-    assert "weights" in dict(found.settings) and "tensors" not in dict(found.settings)
+    assert dict(found.settings)["weights"] and "tensors" not in dict(found.settings)

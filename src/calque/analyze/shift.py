@@ -10,11 +10,12 @@ import numpy as np
 from calque import __version__
 from calque.errors import ConfigError
 from calque.evaluate.table import Table, signature
+from calque.evaluate.view import align
 from calque.merge.change import Change, change
 from calque.merge.inputs import Vocabulary, line_up
 from calque.model.checkpoint import Checkpoint
 from calque.model.slots import Slot
-from calque.progress import bar
+from calque.progress import bar, say
 
 
 def shift(base: Checkpoint, tuned: Mapping[str, Checkpoint], *, vocabulary: Vocabulary = None) -> Table:
@@ -58,7 +59,9 @@ def shift(base: Checkpoint, tuned: Mapping[str, Checkpoint], *, vocabulary: Voca
                 found = change(inputs.slot(name), before, after)
                 rows += _rows(system, found, made_by)
                 shown.update(before.info.nbytes, name)
-    return Table.of(rows)
+    table = Table.of(rows)
+    say(to_text(table))
+    return table
 
 
 def _rows(system: str, found: Change, made_by: str) -> Iterator[dict[str, Any]]:
@@ -86,6 +89,31 @@ def _rows(system: str, found: Change, made_by: str) -> Iterator[dict[str, Any]]:
 def item(slot: Slot) -> str:
     """A place in the model as an item of a table; layers sort by their number."""
     return f"{'-' if slot.layer is None else f'{slot.layer:02d}'}/{slot.role}"
+
+
+def to_text(table: Table) -> str:
+    """The relative change of each layer and role for a terminal, in per cent, model by model."""
+    blocks = []
+    for system in table.values("system"):
+        layers, roles, values = profile(table, system)
+        numbered = [place for place, layer in enumerate(layers) if layer != "-"]
+        inside = [place for place in range(len(roles)) if np.isfinite(values[numbered, place]).any()]
+        lines = [["layer", *(roles[place] for place in inside)]]
+        for place in numbered:
+            lines.append([layers[place], *(_per_cent(values[place, role]) for role in inside)])
+        outside = [
+            f"{role} {_per_cent(value)}"
+            for layer, row in zip(layers, values, strict=True)
+            for role, value in zip(roles, row, strict=True)
+            if layer == "-" and np.isfinite(value)
+        ]
+        head = f"{system}: change in per cent of the base's length; {', '.join(outside)}"
+        blocks.append(f"{head}\n{align(lines)}")
+    return "\n".join(blocks)
+
+
+def _per_cent(value: float) -> str:
+    return f"{100 * value:.3g}" if np.isfinite(value) else "-"
 
 
 def profile(table: Table, system: str, metric: str = "relative") -> tuple[list[str], list[str], np.ndarray]:

@@ -82,7 +82,8 @@ def layerswap_search(
         seen[corner] = score(found, floor)
         bottom, top = corner
         curve.append({"bottom": bottom, "top": top, "score": seen[corner], "bits_per_byte": found})
-        say(f"bottom {bottom}, top {top}: {seen[corner]:+.4f} ({len(curve)} of {evaluations})")
+        tried = f"candidate {len(curve)} of {evaluations}: bottom {bottom}, top {top}"
+        say(f"{tried}: {2 ** seen[corner]:.4f} times the base's bits per byte")
     best = min(seen, key=lambda corner: (seen[corner], sum(corner)))
     chosen = trial.rewrite(best)
     notes = {**chosen.notes, "search": {"base": floor, "curve": curve}}

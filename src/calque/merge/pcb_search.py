@@ -202,7 +202,8 @@ class _Trial:
         found = self._bits(repr(list(scales)), lambda: self._candidate(scales))
         value = score(found, self.floor)
         self.curve.append({"scales": list(scales), "score": value, "bits_per_byte": found})
-        say(f"{len(self.curve)}: scales {', '.join(f'{s:.3f}' for s in scales)}: {value:+.4f}")
+        tried = f"candidate {len(self.curve)}: scales {', '.join(f'{s:.3f}' for s in scales)}"
+        say(f"{tried}: {2**value:.4f} times the base's bits per byte")
         return value
 
     def _bits(self, key: str, make: Callable[[], Checkpoint]) -> dict[str, float]:

@@ -186,7 +186,10 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+            with quiet():  # it wonders about the model's type, which is none of its business
+                return AutoTokenizer.from_pretrained(
+                    self.folder, trust_remote_code=False, local_files_only=True
+                )
         except Exception as error:  # transformers and tokenizers raise bare Exception for damaged files
             raise ModelError(
                 f"{self.folder}: no usable tokenizer ({type(error).__name__}: {error}); "
