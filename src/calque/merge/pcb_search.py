@@ -174,7 +174,7 @@ def _shares(contest: Contest, work: Path) -> list[Checkpoint]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as part:
             rows = contest.share_rows(model)
-            write_tensors(rows, Journal(part, None, {}), f"share of model {model + 1}", counts={})
+            write_tensors(rows, Journal(part, None, {}), f"share of model {model + 1}", counts={}, tables={})
             shutil.copyfile(contest.inputs.base.folder / CONFIG, part / CONFIG)
         made.append(Checkpoint.at(folder))
     return made
