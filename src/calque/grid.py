@@ -84,8 +84,10 @@ def grid(
     Relations: each cell is delta, train/lm and evaluate/lm with the same settings, one after the other.
     """
     chosen = cells(forms, places)
-    settings = {"steps": steps, "batch_tokens": batch_tokens, "length": length, "seed": seed}
-    scoring = {"length": length, "max_bytes": max_bytes, "work": work / "scores"}
+    settings: dict[str, Any] = {
+        "steps": steps, "batch_tokens": batch_tokens, "length": length, "seed": seed
+    }  # fmt: skip
+    scoring: dict[str, Any] = {"length": length, "max_bytes": max_bytes, "work": work / "scores"}
     said = hashlib.sha256(repr((settings, lr, max_bytes, str(base.folder))).encode()).hexdigest()[:12]
     numbers = sum(math.prod(info.shape) for info in base.tensors.values())
     tables = [score({"base": base}, {"heldout": heldout}, **scoring)]

@@ -96,6 +96,7 @@ def test_no_token_sees_later_ones_and_rows_do_not_see_each_other(base, parts, ro
     whole = logits(model)
     torch.testing.assert_close(logits(model, IDS[:, :4]), whole[:, :4], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits(model, IDS.flip(0)), whole.flip(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(model, IDS[:1]), whole[:1], atol=1e-4, rtol=1e-4)
     positions = torch.tensor([[0, 1, 2, 3, 4, 5]])
     with torch.no_grad():
         first = model(input_ids=IDS[:, :3], use_cache=True, position_ids=positions[:, :3])

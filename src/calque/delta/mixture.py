@@ -111,7 +111,8 @@ def running_mean(
         carried: sum over what came before this call, for documents that began earlier; shape (B, D).
     """
     index = torch.arange(x.shape[1], device=x.device) - positions
-    if bool((index < 0).any()) and (carried is None or len(carried) != len(x)):
+    goes_on = bool((index < 0).any())
+    if goes_on and (carried is None or len(carried) != len(x)):
         raise ConfigError(
             "this router reads a text from its beginning: generate without beams and padding in front, or "
             "use router 'token'"
@@ -119,7 +120,7 @@ def running_mean(
     before = functional.pad(x.float().cumsum(1), (0, 0, 1, 0))
     own = index.clamp(min=0)[..., None].expand(-1, -1, x.shape[2])
     total = before[:, 1:] - before.gather(1, own)
-    if carried is not None:
+    if goes_on and carried is not None:
         total = total + carried[:, None] * (index < 0)[..., None]
     return total / (positions + 1)[..., None], total[:, -1].detach()
 

@@ -39,8 +39,9 @@ def in_languages(
         return make()
     codes = [text.languages[0] for text in texts]  # packing refuses texts in several
     experts = [expert_of(checkpoint.config, code) for code in codes] if force_experts else []
-    for code in reversed(codes) if attached else ():
-        attached.speak(code)  # refuses what it does not know before anything is trained
+    if attached:
+        for code in reversed(codes):
+            attached.speak(code)  # refuses what it does not know before anything is trained
     objective = make()
 
     def told(model: PreTrainedModel, batch: Batch) -> Loss:
