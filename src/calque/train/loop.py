@@ -100,12 +100,12 @@ class _Run:
             self._announce(trainable)
             if resumed:
                 load_weights(resumed[0], self.model)
-            optimizer = adamw(
-                [*trainable.layers.values()], [*trainable.embeddings.values()], stage.optimization
-            )
             self.model.train()
-            objective, optimizer = processes.prepared(self.model, stage.objective, optimizer)
+            objective = processes.spread(self.model, stage.objective)
             trainable = trainable.again(self.model)
+            optimizer = processes.optimizer(
+                adamw([*trainable.layers.values()], [*trainable.embeddings.values()], stage.optimization)
+            )
             average: dict[str, torch.Tensor] = {}
             if resumed:
                 average = load_rest(resumed[0], optimizer, trainable.named())

@@ -8,15 +8,15 @@ step on any number of them.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
 
 from calque.data.pack import Batch
@@ -82,8 +82,8 @@ class Processes:
 
     @property
     def sharded(self) -> bool:
-        """Whether each process holds a piece of every parameter only."""
-        return self.accelerator.distributed_type == DistributedType.FSDP
+        """Whether each process holds a piece of every parameter only; the launcher's `--use_fsdp` says it."""
+        return self.count > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """The sum over all processes of each value; all must give the same names."""
@@ -97,11 +97,39 @@ class Processes:
         """What the main process says, so that all decide alike."""
         return self.sum({"": value if self.main else 0.0})[""]
 
-    def prepared(self, model: PreTrainedModel, objective: Objective, optimizer: Any) -> tuple[Any, Any]:
-        """(what computes the loss of a batch, the optimizer), ready for this number of processes."""
+    def spread(self, model: PreTrainedModel, objective: Objective) -> Any:
+        """What computes the loss of a batch on these processes; parameters may be others afterwards.
+
+        FSDP2 is torch's own: accelerate has it for accelerators only, and here it is the same everywhere.
+        """
         if self.count == 1:
-            return _Whole(model, objective), self.accelerator.prepare_optimizer(optimizer)
-        return self.accelerator.prepare(_Objective(model, objective), optimizer)
+            return _Whole(model, objective)
+        whole = _Objective(model, objective)
+        if not self.sharded:
+            return self.accelerator.prepare_model(whole)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.accelerator.device.type, (self.count,))
+        layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+        for module in (*layers, whole):
+            fully_shard(module, mesh=mesh)
+        return whole
+
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The optimizer, ready for these processes."""
+        return optimizer if self.sharded else self.accelerator.prepare_optimizer(optimizer)
+
+    @contextmanager
+    def apart(self, objective: Any, *, last: bool) -> Iterator[None]:
+        """Gradients of the block stay where they are until the last batch of a step."""
+        if self.count == 1 or self.sharded:
+            if self.sharded:
+                objective.set_requires_gradient_sync(last)
+            yield
+            return
+        with nullcontext() if last else self.accelerator.no_sync(objective):
+            yield
 
 
 class _Whole:
@@ -121,14 +149,10 @@ class _Objective(torch.nn.Module):
     def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
-        self._no_split_modules = model._no_split_modules  # where FSDP cuts
-
-    def tie_weights(self) -> None:
-        self.model.tie_weights()
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Mapping[str, float]]:
         loss = self.objective(self.model, batch)
-        return loss.total, loss.parts
+        return loss.total.clone(), loss.parts  # FSDP hooks what comes out, and warns of views
 
 
 def refuse_sharding(processes: Processes, stages: Sequence[Any]) -> None:

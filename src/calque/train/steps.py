@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -154,8 +153,7 @@ class Steps:
         share = batch.share(processes.rank, processes.count)
         # Engines that speak with each other in every pass need all processes to make one.
         weight = self.stage.terms(share) / terms if share is not None else 0.0
-        apart = processes.count > 1 and not last
-        with processes.accelerator.no_sync(self.objective) if apart else nullcontext():
+        with processes.apart(self.objective, last=last):
             with processes.accelerator.autocast():
                 total, parts = self.objective(batch.take([0]) if share is None else share)
             # The engines take the mean over processes; what is wanted is the sum.
