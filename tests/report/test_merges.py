@@ -59,6 +59,16 @@ def test_what_was_done_without_a_diagnosis_is_told_by_its_settings(tmp_path):
     assert "merge/upcycle" in page and "Each map has" not in page
 
 
+def test_computed_layers_have_a_row_among_copied_ones(tmp_path):
+    models = [tiny.model(tmp_path / f"m{seed}", seed=seed, num_hidden_layers=5) for seed in range(3)]
+    of = dict(zip(("base", "task", "language"), map(str, models), strict=True))
+    out = runner.call("merge/layerswap", of, {"bottom": 1, "top": 1}, tmp_path / "out")
+    (found,) = merges(Run.read(out))
+    copied = next(one for one in found.maps if one.title.startswith("Taken over"))
+    told = {name: {cell.text for cell in cells if cell} for name, cells in copied.rows}
+    assert [told[str(layer)] for layer in range(5)] == [{"B"}, {""}, {"A"}, {""}, {"B"}]
+
+
 def test_settings_of_a_merge_are_told(merged):
     (found,) = merges(Run.read(merged))
     assert dict(found.settings)["weights"] and "tensors" not in dict(found.settings)

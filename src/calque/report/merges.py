@@ -160,7 +160,7 @@ def _map(
 
 
 def _copied(groups: Mapping[tuple[int | None, str], list[Entry]], letters: Mapping[str, str]) -> Map | None:
-    cells = {}
+    cells = dict.fromkeys(groups, Cell("", 0))
     for key, entries in groups.items():
         sources = {letters.get(str(entry.get("copied")), "") for entry in entries}
         if sources != {""}:
@@ -169,7 +169,8 @@ def _copied(groups: Mapping[tuple[int | None, str], list[Entry]], letters: Mappi
                 letter, 0 if letter == "-" else _STRONGEST, "other" if letter > "A" else "product"
             )
     says = "- is the base; empty cells are computed"
-    return _grid("Taken over bit by bit from", says, cells) if cells else None
+    some = any(cell.text for cell in cells.values())
+    return _grid("Taken over bit by bit from", says, cells) if some else None
 
 
 def _grid(title: str, says: str, cells: Mapping[tuple[int | None, str], Cell]) -> Map:
