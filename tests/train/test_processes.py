@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 
 from calque.train import steps
 from calque.train.lm import lm
+from calque.train.processes import Processes
 
 SMALL = {
     "batch_tokens": 96,
@@ -26,6 +27,9 @@ ENGINES = {
     "ddp": {},
     "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
 }
+
+
+MADE = {"ddp": "DistributedDataParallel", "fsdp2": "FSDP_Objective"}
 
 
 def launched(count, engine, call, die_after=None):
@@ -48,6 +52,14 @@ def launched(count, engine, call, die_after=None):
                 os._exit(9)
 
         steps._show = show
+        spread = Processes.spread
+
+        def checked(self, *given):
+            found = spread(self, *given)
+            assert count == 1 or type(found).__name__ == MADE[engine]
+            return found
+
+        Processes.spread = checked
         call()
         os._exit(0)
 
