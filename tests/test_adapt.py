@@ -106,6 +106,22 @@ def test_without_parallel_text_new_tokens_start_from_their_pieces(material, tmp_
     assert list((tmp_path / "out").glob("steps")) == []
 
 
+def test_the_source_language_can_be_kept(material, tmp_path):
+    from calque.data.corpus import Corpus
+    from calque.vocab.tokenizer import train_tokenizer
+    from calque.vocab.tokens import Tokens
+
+    given = {"model": material[0], "to": "nya", "text": material[1], "parallel": material[2]}
+    plain, kept = (
+        {s.name: s for s in Recipe.read(write_recipe(tmp_path / str(k), keep_source=k, **given)).steps}
+        for k in (False, True)
+    )
+    assert kept["trained"].settings["replay_share"] > plain["trained"].settings["replay_share"]
+    settings = {**kept["tokenizer"].settings, "new": 3}
+    old, text = Tokens.open(material[0]), Corpus.open(material[1], language="nya_Latn")
+    assert set(old.strings) <= set(train_tokenizer(old, text, **settings).strings)
+
+
 WRONG = [
     ({"minutes": 0}, ConfigError, "budget of training time is more than 0"),
     ({"minutes": -3}, ConfigError, "more than 0"),

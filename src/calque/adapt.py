@@ -21,6 +21,8 @@ from calque.recipe import Recipe
 TEST_BYTES = 24_000
 # Chosen on held-out books and messages that no reported figure uses; see docs/adapting.md.
 REPLAY = 0.1
+# With `keep_source`: every old merge stays (no vocabulary has more), and more of the text is rehearsal.
+KEEP_REPLAY, KEEP_ALL = 0.25, 10**9
 TOKENIZER: dict[str, Any] = {"mode": "words", "keep": 32_000, "new": 14_000}
 PIECES: dict[str, Any] = {"pieces": "ends"}
 TRANSLATIONS: dict[str, Any] = {**PIECES, "blend": 0.7}
@@ -48,6 +50,7 @@ def adapt(
     minutes: float = 30.0,
     test_bytes: int = TEST_BYTES,
     replay: float | None = None,
+    keep_source: bool = False,
     baseline: bool = False,
     seed: int = 0,
     command: str = "",
@@ -67,6 +70,7 @@ def adapt(
         minutes: Training time, all stages together.
         test_bytes: How much held-out text is scored, of each text for each system.
         replay: Share of the training text that is in the source language.
+        keep_source: Keep every old token and rehearse more, so that the source language loses little.
         baseline: Also train with the original vocabulary, LoRA and full, for as many minutes each.
         seed: Seed of everything that is drawn.
         command: The command line that asked, for the report.
@@ -90,6 +94,7 @@ def adapt(
         minutes=minutes,
         test_bytes=test_bytes,
         replay=replay,
+        keep_source=keep_source,
         baseline=baseline,
         seed=seed,
     )
@@ -125,6 +130,7 @@ def plan(
     minutes: float = 30.0,
     test_bytes: int = TEST_BYTES,
     replay: float | None = None,
+    keep_source: bool = False,
     baseline: bool = False,
     seed: int = 0,
 ) -> Recipe:
@@ -142,7 +148,7 @@ def plan(
     parallel, source_text = _fixed(parallel), _fixed(source_text)
     rehearsal = source_text or parallel
     if replay is None:
-        replay = REPLAY if rehearsal else 0.0
+        replay = (KEEP_REPLAY if keep_source else REPLAY) if rehearsal else 0.0
     steps = _texts(target, known, text, parallel, source_text)
     scored = {"heldout": "heldout", **({"source": "source_heldout"} if rehearsal else {})}
     for name, ref in (tests or {}).items():
@@ -151,7 +157,7 @@ def plan(
         code = Language.parse(language).code if equals else None
         steps[key] = _read(_fixed(path), language=code or target.code)
         scored[name] = key
-    steps |= _vocabulary(model, parallel)
+    steps |= _vocabulary(model, parallel, {**TOKENIZER, "keep": KEEP_ALL} if keep_source else TOKENIZER)
     steps["trained"] = _train("start", "all", minutes, replay, RATES)
     systems = {"base": model, "start": "start", "adapted": "trained"}
     if baseline:
@@ -201,9 +207,9 @@ def _texts(
     return steps
 
 
-def _vocabulary(model: str, parallel: str | None) -> dict[str, Any]:
+def _vocabulary(model: str, parallel: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The new tokenizer, the map from its tokens to the old ones, and the model with it, untrained."""
-    steps = {"tokenizer": _step("vocab/tokenizer", {"base": model, "text": "text"}, TOKENIZER)}
+    steps = {"tokenizer": _step("vocab/tokenizer", {"base": model, "text": "text"}, settings)}
     if parallel:
         steps["lexicon"] = _step("data/align", {"corpus": "parallel"})
         of = {"source": model, "target": "tokenizer", "evidence": "lexicon"}

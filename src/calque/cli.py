@@ -124,6 +124,11 @@ def cli(quiet: bool) -> None:
 )
 @click.option("--replay", type=float, default=None, help="Share of training text in the source language.")
 @click.option(
+    "--keep-source",
+    is_flag=True,
+    help="Keep every old token and rehearse more: the old language loses little.",
+)
+@click.option(
     "--baseline", is_flag=True, help="Also train with the original vocabulary (LoRA and full), for as long."
 )
 @click.option("--seed", type=int, default=0, show_default=True)
