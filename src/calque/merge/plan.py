@@ -28,14 +28,23 @@ def describe(rewrite: Rewrite) -> list[str]:
     written = sum(map(nbytes, rewrite.rows))
     speed = _speed([*inputs, *(row.inputs[0] for row in copied)])
     seconds = (read + streamed + written) / speed + _START
+    kinds = [("copied", copied, [row.inputs[0] for row in copied]), ("computed", computed, inputs)]
     return [
-        f"  copied    {len(copied):6} tensors {_amount(sum(map(nbytes, copied)))}",
-        f"  computed  {len(computed):6} tensors {_amount(sum(map(nbytes, computed)))}, "
-        f"from {_amount(read).strip()} of {len({s.checkpoint.folder for s in inputs})} checkpoints",
+        *(
+            f"  {kind:9} {len(rows):6} tensors {_amount(sum(map(nbytes, rows)))}, from "
+            f"{_amount(_size(found)).strip()} of {_checkpoints(found)}"
+            for kind, rows, found in kinds
+            if rows
+        ),
         *(f"  pass      {one.label}: reads {_amount(_size(found)).strip()}" for one, found in passes),
         f"  output    {len(rewrite.rows):6} tensors {_amount(written)}",
         f"  time      about {clock(seconds)}, at {speed / 1e6:,.0f} MB/s as measured here",
     ]
+
+
+def _checkpoints(sources: Iterable[Source]) -> str:
+    count = len({source.checkpoint.folder for source in sources})
+    return f"{count} checkpoint{'s' * (count > 1)}"
 
 
 def _size(sources: Iterable[Source]) -> int:
