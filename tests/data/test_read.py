@@ -158,9 +158,19 @@ def test_normal_form_blanks_and_duplicates(tmp_path, capsys):
     ]
 
 
-def test_a_file_that_changes_is_noticed(tmp_path):
-    file = write(tmp_path / "a.txt", "a\nb\n")
+def test_a_small_file_is_read_once(tmp_path):
+    file = write(tmp_path / "a.txt", "a\n  b\na\n")
     found = Corpus.open(file, language="nya")
+    file.unlink()
+    assert list(found.texts()) == ["a", "b"]
+
+
+def test_a_large_file_is_read_again_and_a_change_is_noticed(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.txt", "a\n  b\na\n")
+    held = Corpus.open(file, language="nya")
+    monkeypatch.setattr("calque.data.sources._HELD", 3)
+    found = Corpus.open(file, language="nya")
+    assert list(found) == list(held) == list(found)
     write(file, "a\nb\nc\n")
     with pytest.raises(DataError, match="was changed after it was first read"):
         list(found)
