@@ -38,7 +38,7 @@ browser:
 demo: .venv/ready ## carry SmolLM2-135M over into Chichewa in three minutes of training; ends with a report
 	$(BIN)/calque adapt smollm2-135m --to nya --text bible-nya --parallel 'bible-eng|bible-nya' \
 	  --test kolibri=kolibri:nya_Latn --test english=eng_Latn=kolibri:eng_Latn \
-	  --minutes 3 --test-bytes 8000 -o out/demo
+	  --minutes 3 --test-bytes 5000 -o out/demo
 
 test: setup assets browser ## the fast tests
 	$(BOUND) $(BIN)/pytest -n 2 -m "not slow"

@@ -21,7 +21,6 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from calque import Checkpoint, Corpus, Table
-from calque.adapt import TEST_BYTES
 from calque.evaluate.lm import lm
 from calque.machine import machine, versions
 from calque.progress import say
@@ -93,7 +92,7 @@ def main() -> None:
         if not (folder / "model").exists():
             notes[name] = train(base, text, kind, lr, given.minutes, folder)
             say(f"{name}: {notes[name]}")
-        table = table.join(lm({name: Checkpoint.at(folder / "model")}, texts, max_bytes=TEST_BYTES))
+        table = table.join(lm({name: Checkpoint.at(folder / "model")}, texts, **manifest["with"]))
     view = table.ratio("bits", "bytes")
     print(view.to_text())
     result: dict = {"machine": machine(), "versions": versions(), "notes": notes, "minutes": given.minutes}

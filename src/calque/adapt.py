@@ -33,6 +33,7 @@ RATES: dict[str, Any] = {
     "length": 256,
     "schedule": "linear",
 }
+WRITING: dict[str, Any] = {"timed_tokens": 32, "sample_characters": 200}
 OLD_LORA: dict[str, Any] = {**RATES, "lr": 1e-3, "lr_embeddings": None}
 OLD_FULL: dict[str, Any] = {**RATES, "lr": 2e-4, "lr_embeddings": 2e-4}
 
@@ -260,7 +261,9 @@ def _measuring(
             {**budget, "compressors": ["zstd"]},  # xz compresses the whole text anew for each document
         ),
         "tokenization": _step("evaluate/tokenization", {"tokenizers": both, "texts": scored}, budget),
-        "generation": _step("evaluate/generation", {"systems": {n: systems[n] for n in both}, "texts": held}),
+        "generation": _step(
+            "evaluate/generation", {"systems": {n: systems[n] for n in both}, "texts": held}, WRITING
+        ),
     }
 
 
