@@ -17,17 +17,16 @@ from calque.data.ngram import Ngrams
 from calque.data.pack import Pieces, pack
 from calque.delta.attach import attach
 from calque.delta.delta import Delta
-from calque.delta.lora import lora
 from calque.disk import fingerprint
 from calque.errors import ConfigError
 from calque.model.checkpoint import Checkpoint
-from calque.model.recursive import MODEL_TYPE as LOOPED
 from calque.progress import say
 from calque.train import places
 from calque.train.causal import Teacher, causal_objective
 from calque.train.held_out import watch
 from calque.train.languages import in_languages
 from calque.train.optim import Optimization
+from calque.train.part import added
 from calque.train.processes import main_first
 from calque.train.result import Precision, finished, trained
 from calque.train.soft import SoftLabels
@@ -156,8 +155,8 @@ def lm(
     part = part or ("delta" if delta else "all")
     material = ("model", "text", "replay", "delta", "more", "held_out", "teacher", "work", "material")
     settings: dict[str, Any] = {k: v for k, v in locals().items() if k not in material}
-    _refuse(model, replay, replay_share, part, batch_tokens // accumulate, length)
-    delta = _delta(model, delta, part, rank, alpha, seed)
+    _refuse(replay, replay_share, counts, teacher, batch_tokens // accumulate, length)
+    delta = added(model, delta, part, rank, alpha, seed)
     texts = {"text": text, **{f"more-{name}": found for name, found in (more or {}).items()}}
     if replay is not None:
         texts["replay"] = replay
@@ -211,21 +210,23 @@ def lm(
 
 
 def _refuse(
-    model: Checkpoint, replay: Corpus | None, replay_share: float, part: str, room: int, length: int
+    replay: Corpus | None,
+    replay_share: float,
+    counts: float,
+    teacher: Checkpoint | None,
+    room: int,
+    length: int,
 ) -> None:
     """Raise ConfigError for settings that can not go together."""
     if (replay is None) != (replay_share == 0):
         raise ConfigError(
             f"replay_share = {replay_share} {'needs a replay text' if replay is None else 'leaves it unused'}"
         )
+    if counts and teacher is not None:
+        raise ConfigError(f"counts = {counts} and a teacher: both would give the labels; choose one")
     if room < length:
         raise ConfigError(
             f"batch_tokens and accumulate leave {room} tokens at once, less than one piece of length {length}"
-        )
-    if part == "lora" and model.config.get("model_type") == LOOPED:
-        raise ConfigError(
-            f"{model.folder}: a looped model runs one matrix at several depths, and the pairs of all of them "
-            "can not be folded into it; train part 'all'"
         )
 
 
@@ -274,16 +275,3 @@ def _pieces(model: Checkpoint, text: Corpus, file: Path, length: int, write: boo
         f"{len(found):,} pieces"
     )
     return found
-
-
-def _delta(
-    model: Checkpoint, delta: Delta | None, part: str, rank: int, alpha: float, seed: int
-) -> Delta | None:
-    """The delta that trains, if one does."""
-    if (delta is not None) != (part == "delta"):
-        what = "without a delta" if delta is None else f"with a '{delta.form}' delta, which would not train"
-        raise ConfigError(f"part '{part}' {what}; part 'delta' and a delta belong together")
-    if delta is not None:
-        delta.check_base(model)
-        return delta
-    return lora(model, rank=rank, alpha=alpha, seed=seed) if part == "lora" else None

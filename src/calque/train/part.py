@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from calque.delta.delta import Delta
+from calque.delta.lora import lora
 from calque.errors import ConfigError, ModelError
+from calque.model.checkpoint import Checkpoint
 from calque.model.moe import routers
+from calque.model.recursive import MODEL_TYPE as LOOPED
 from calque.model.slots import layout
 from calque.train.stage import Stage
 
@@ -105,3 +109,26 @@ def _experts(model: PreTrainedModel) -> set[str]:
         f"{name.rpartition('.')[0]}." for name, module in model.named_modules() if id(module) in found
     )
     return {name for name, _ in model.named_parameters() if name.startswith(blocks)}
+
+
+def added(
+    model: Checkpoint, delta: Delta | None, part: str, rank: int, alpha: float, seed: int
+) -> Delta | None:
+    """The delta that trains, if one does.
+
+    Raises:
+        ConfigError: a delta without its part, or pairs on a looped model.
+        ModelError: a delta of another base.
+    """
+    if part == "lora" and model.config.get("model_type") == LOOPED:
+        raise ConfigError(
+            f"{model.folder}: a looped model runs one matrix at several depths, and the pairs of all of them "
+            "can not be folded into it; train part 'all'"
+        )
+    if (delta is not None) != (part == "delta"):
+        what = "without a delta" if delta is None else f"with a '{delta.form}' delta, which would not train"
+        raise ConfigError(f"part '{part}' {what}; part 'delta' and a delta belong together")
+    if delta is not None:
+        delta.check_base(model)
+        return delta
+    return lora(model, rank=rank, alpha=alpha, seed=seed) if part == "lora" else None

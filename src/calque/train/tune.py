@@ -16,7 +16,6 @@ from calque.data.mixture import Mixture
 from calque.data.pack import Batch, Pieces, store
 from calque.delta.attach import attach
 from calque.delta.delta import Delta
-from calque.delta.lora import lora
 from calque.disk import fingerprint
 from calque.errors import ConfigError
 from calque.model.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ from calque.train.examples import Encoder, Task, found_labels
 from calque.train.head import with_head
 from calque.train.held_out import watch
 from calque.train.optim import Optimization
+from calque.train.part import added
 from calque.train.processes import main_first
 from calque.train.rank import lists, ranking
 from calque.train.result import Precision, finished, trained
@@ -133,10 +133,8 @@ def tune(
     part = part or ("delta" if delta else "all")
     given = ("model", "data", "held_out", "teacher", "delta", "work", "given")
     settings: dict[str, Any] = {k: v for k, v in locals().items() if k not in given}
-    if (delta is not None) != (part == "delta"):
-        raise ConfigError(f"part '{part}' and a delta: part 'delta' and a delta belong together")
-    if delta:
-        delta.check_base(model)
+    delta = added(model, delta, part, rank, alpha, seed)
+    if part == "delta" and delta:
         settings["delta"] = delta.fingerprint()
     labels = found_labels(objective, data)
     encoder = _encoder(model, data, objective, labels, length)
@@ -149,7 +147,6 @@ def tune(
     if found := finished(work, settings):
         return found
     loaded, new = _model(model, objective, labels, seed)
-    added = delta or (lora(model, rank=rank, alpha=alpha, seed=seed) if part == "lora" else None)
     limit = epochs if minutes is None and steps is None else None
     stream = Mixture((sources[0],), (1.0,), seed, epochs=limit)
     task = _task(loaded, objective, compare)
@@ -162,7 +159,7 @@ def tune(
         optimization=Optimization(lr, lr, schedule, warmup, weight_decay, clip=clip, rows="all"),
         accumulate=accumulate,
         outer=outer,
-        deltas=attach(loaded, {"delta": added}) if added else None,
+        deltas=attach(loaded, {"delta": delta}) if delta else None,
         beside=new,
         terms=task.terms,
     )
