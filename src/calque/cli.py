@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from calque import __version__, registry
-from calque.errors import CalqueError, ConfigError
+from calque.errors import CalqueError, ConfigError, did_you_mean
 from calque.machine import collect_rarely, follows
 from calque.method_command import examples, method_command, named
 from calque.progress import say, set_quiet
@@ -26,7 +26,7 @@ class _Group(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             names = self.list_commands(ctx)
-            hint = registry.did_you_mean(args[0], names) or f"; known are {', '.join(names)}"
+            hint = did_you_mean(args[0], names) or f"; known are {', '.join(names)}"
             raise ConfigError(f"no command '{ctx.command_path} {args[0]}'{hint}")
         return super().resolve_command(ctx, args)
 
@@ -218,7 +218,7 @@ def sweep(recipe: Path, over: Sequence[str], out: Path, **given: Any) -> None:
 def list_methods(family: str | None, as_json: bool) -> None:
     """List the methods, of one FAMILY or all."""
     if family and family not in registry.FAMILIES:
-        hint = registry.did_you_mean(family, registry.FAMILIES)
+        hint = did_you_mean(family, registry.FAMILIES)
         raise ConfigError(f"no family '{family}'{hint or '; known are ' + ', '.join(registry.FAMILIES)}")
     rows = [
         {"method": m.name, "act": m.act, "paper": m.paper}

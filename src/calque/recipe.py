@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from calque import disk, registry
-from calque.errors import ConfigError
+from calque.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Recipe:
             names = [m.name for m in says.materials]
             for name in step.of:
                 if name not in names:
-                    hint = registry.did_you_mean(name, names) or f"; it takes {', '.join(names)}"
+                    hint = did_you_mean(name, names) or f"; it takes {', '.join(names)}"
                     raise ConfigError(f"{place}: no material '{name}'{hint}")
             for material in says.materials:
                 if material.required and material.name not in step.of:
@@ -165,7 +165,7 @@ def _apply(raw: Any, change: str) -> None:
     for name in parents:
         if not isinstance(place, dict) or name not in place:
             known = list(place) if isinstance(place, dict) else []
-            raise ConfigError(f"--set {change}: no '{name}'{registry.did_you_mean(name, map(str, known))}")
+            raise ConfigError(f"--set {change}: no '{name}'{did_you_mean(name, map(str, known))}")
         if place[name] is None:
             place[name] = {}
         place = place[name]
@@ -177,5 +177,5 @@ def _apply(raw: Any, change: str) -> None:
 def _only(raw: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
     for name in raw:
         if name not in allowed:
-            hint = registry.did_you_mean(str(name), allowed) or f"; known are {', '.join(allowed)}"
+            hint = did_you_mean(str(name), allowed) or f"; known are {', '.join(allowed)}"
             raise ConfigError(f"{where}: unknown '{name}'{hint}")

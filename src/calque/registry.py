@@ -7,7 +7,6 @@ the recipes both go through it, so there is one place where a setting can be rig
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calque.errors import ConfigError
+from calque.errors import ConfigError, did_you_mean
 
 FAMILIES = {
     "data": "texts in, texts out: read, split, align",
@@ -214,14 +213,6 @@ def method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     raise ConfigError(f"no method '{name}'{did_you_mean(name, METHODS)}; `calque list` shows all of them")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The nearest known names as the middle of an error message, or nothing."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    near = near or [name for name in known if name.split("/")[-1] == word.split("/")[-1]][:3]
-    return f", did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
 @dataclass(frozen=True)
