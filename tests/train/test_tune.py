@@ -11,7 +11,7 @@ from calque.data.example import Example, Span
 from calque.data.pack import IGNORED, Pieces
 from calque.errors import ConfigError, DataError
 from calque.model.checkpoint import Checkpoint
-from calque.train.examples import Encoder, class_names, tag_names, tags
+from calque.data.encode import Encoder, class_names, tag_names, tags
 from calque.train.tune import tune
 
 from .conftest import WORDS

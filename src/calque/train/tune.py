@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Interval
 from transformers import PreTrainedModel
 
 from calque.data.corpus import Corpus
+from calque.data.encode import Encoder, Task, found_labels
 from calque.data.mixture import Mixture
 from calque.data.pack import Batch, Pieces, store
 from calque.delta.attach import attach
@@ -22,7 +23,6 @@ from calque.model.checkpoint import Checkpoint
 from calque.progress import say
 from calque.train import places
 from calque.train.causal import causal_objective
-from calque.train.examples import Encoder, Task, found_labels
 from calque.train.head import with_head
 from calque.train.held_out import watch
 from calque.train.optim import Optimization

@@ -132,10 +132,7 @@ class Encoder:
         """Windows over the context, each with the question; place 0 is the answer of one that lacks it."""
         if not example.question:
             raise DataError(f"example {example.id}: no question; give it as 'question'")
-        windows = self.tokenizer(
-            example.question, self._text(example), truncation="only_second", max_length=self.length,
-            stride=self.length // 4, return_overflowing_tokens=True, return_offsets_mapping=True,
-        )  # fmt: skip
+        windows = question_windows(self.tokenizer, example.question, self._text(example), self.length)
         marked = example.spans.get(self._side(example), ())
         for number, ids in enumerate(windows["input_ids"]):
             parts = windows.sequence_ids(number)
@@ -191,6 +188,14 @@ class Encoder:
     def _begin(self) -> list[int]:
         begin = self.tokenizer.bos_token_id
         return [] if begin is None else [begin]
+
+
+def question_windows(tokenizer: Any, question: str, text: str, length: int) -> Any:
+    """A question with each window of a text, as transformers encodes them; windows overlap by a quarter."""
+    return tokenizer(
+        question, text, truncation="only_second", max_length=length, stride=length // 4,
+        return_overflowing_tokens=True, return_offsets_mapping=True,
+    )  # fmt: skip
 
 
 def translation_prompt(text: str, source: str, target: str) -> str:

@@ -1,0 +1,332 @@
+"""The evaluator: ask models the items of benchmarks, score what they answer, keep every item.
+
+Models are asked in the way their head allows: choices by log-likelihood, answers by writing, tags, labels
+and spans by a head where a checkpoint has one for them. Each answer is written down as soon as it is given,
+so that a killed run goes on behind the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge
+
+from calque import __version__
+from calque.errors import ConfigError
+from calque.evaluate import choices, writing
+from calque.evaluate.benchmark import Answer, Benchmark, Item, Prompt, benchmark
+from calque.evaluate.guards import guards
+from calque.evaluate.heads import ask_head, head_of
+from calque.evaluate.lm import Dtype, Reader, choose_dtype
+from calque.evaluate.pack import LanguagePack
+from calque.evaluate.source import Source
+from calque.evaluate.table import Table, signature
+from calque.language import Language
+from calque.model.checkpoint import Checkpoint
+from calque.progress import bar, say
+
+_ASKED = 32  # prompts with choices taken together; their answers are written down together
+Normalise = Literal["none", "bytes", "tokens", "unconditional"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What changes an answer beside the model: part of every signature."""
+
+    split: str
+    shots: int | None
+    prompt_language: str
+    normalise: Normalise
+    start: bool
+    chat: bool
+    temperature: float
+    seed: int
+
+
+def run(
+    systems: Mapping[str, Checkpoint],
+    tasks: Mapping[str, Source],
+    *,
+    languages: list[str] | None = None,
+    split: str = "test",
+    limit: Annotated[int, Ge(1)] | None = None,
+    shots: Annotated[int, Ge(0)] | None = None,
+    shots_split: str = "validation",
+    prompt_language: str = "native",
+    normalise: Normalise = "none",
+    start: bool = True,
+    chat: bool = False,
+    temperature: Annotated[float, Ge(0)] = 0.0,
+    batch_tokens: Annotated[int, Ge(8)] = 4096,
+    dtype: Dtype = "auto",
+    seed: int = 0,
+    work: Path | None = None,
+) -> Table:
+    """Ask models the items of benchmarks and score their answers, item by item.
+
+    Args:
+        systems: Checkpoints by the name they go by in the table.
+        tasks: Benchmarks by name (`calque tasks` lists them), each with its data: a file or folder in the
+            published format, "hub", or "sample" for the few items that come along.
+        languages: Codes of the languages to ask in; those of the data, where none is given.
+        split: Part of the data to score.
+        limit: Score at most so many items of each task and language, the first ones.
+        shots: Examples shown before each item; what the benchmark is published with, by default.
+        shots_split: Part of the data that examples come from; where the data has none, they are the first
+            items of `split`, which are then not scored.
+        prompt_language: Language of the words around an item: "native" for the item's own, or a code.
+        normalise: What the log-likelihood of a choice is divided by; "unconditional" subtracts that of the
+            choice without the question.
+        start: Whether the tokenizer's start token stands before the prompt.
+        chat: Whether prompts are put into the model's chat template, as what the user says.
+        temperature: Of sampling; 0 takes the likeliest token each time.
+        batch_tokens: Tokens in a batch of written answers; changes speed and memory, not results.
+        dtype: As for `evaluate/lm`.
+        seed: Of sampling.
+        work: Folder for what is done; a killed call given the same folder goes on after the last answer.
+
+    Returns:
+        A table with the metrics of each task for each item; `output` holds what was answered. The column
+        `group` names the passage that an item shares with others.
+
+    Raises:
+        ConfigError: No system or task, an unknown one, a prompt longer than a model's context.
+        DataError: A record that is none, an id given twice, a task without items.
+        ModelError: A model that gives a probability that is no number.
+
+    Relations: the result is the same for every batch_tokens.
+    """
+    if not systems or not tasks:
+        raise ConfigError("nothing to evaluate; give at least one system and one task")
+    asked = Asked(split, shots, prompt_language, normalise, start, chat, temperature, seed)
+    exams = [
+        _exam(benchmark(name), source, Language.parse(code).code, asked, shots_split, limit)
+        for name, source in tasks.items()
+        for code in (languages or _languages(name, source))
+    ]
+    rows: list[dict[str, Any]] = []
+    kind = choose_dtype(dtype)
+    for system, checkpoint in systems.items():
+        subject = Subject(system, checkpoint, kind)
+        for exam in exams:
+            answers = _answers(subject, exam, asked, batch_tokens, work)
+            rows += scored(system, exam, answers, _signature(subject, exam, asked))
+    return Table.of(rows)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The items of one benchmark in one language, with the examples shown before each."""
+
+    benchmark: Benchmark
+    language: str
+    pack: LanguagePack
+    items: Sequence[Item]
+    shots: Sequence[Item]
+    split: str
+
+    def prompt(self, item: Item) -> Prompt:
+        """The item in words."""
+        return self.benchmark.prompt(item, self.pack, self.shots)
+
+
+def _languages(name: str, source: Source) -> tuple[str, ...]:
+    found = source.languages(benchmark(name))
+    if not found:
+        raise ConfigError(f"{name} goes with any language; say which ones with --languages")
+    return found
+
+
+def _exam(
+    of: Benchmark, source: Source, language: str, asked: Asked, shots_split: str, limit: int | None
+) -> Exam:
+    items = source.items(of, language, asked.split)
+    wanted = of.shots if asked.shots is None else asked.shots
+    shown: list[Item] = []
+    if wanted and shots_split != asked.split and source.has(of, language, shots_split):
+        shown = source.items(of, language, shots_split)[:wanted]
+    elif wanted:
+        shown, items = items[:wanted], items[wanted:]
+        say(f"{of.name}, {language}: the first {len(shown)} items are the examples, and not scored")
+    if not items:
+        raise ConfigError(f"{of.name}, {language}: no item is left to score beside {wanted} examples")
+    if len(shown) < wanted:
+        raise ConfigError(
+            f"{of.name}, {language}: {len(shown)} items to show as examples, {wanted} asked for"
+        )
+    pack = LanguagePack.of(language if asked.prompt_language == "native" else asked.prompt_language)
+    if pack.borrowed:
+        say(f"{of.name}, {language}: English is used for {', '.join(pack.borrowed)}")
+    return Exam(of, language, pack, items[:limit], shown, asked.split)
+
+
+class Subject:
+    """A system under examination; its model is loaded when it is first needed."""
+
+    def __init__(self, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        """Hold the checkpoint; nothing is loaded yet."""
+        self.name, self.checkpoint, self.dtype = name, checkpoint, dtype
+        self._reader: Reader | None = None
+
+    @property
+    def head(self) -> str | None:
+        """The form its head answers in: tags, spans, labels; None for a language model."""
+        return head_of(self.checkpoint)
+
+    @property
+    def reader(self) -> Reader:
+        """The loaded language model."""
+        self._reader = self._reader or Reader.open(self.name, self.checkpoint, self.dtype)
+        return self._reader
+
+
+def _answers(
+    subject: Subject, exam: Exam, asked: Asked, batch_tokens: int, work: Path | None
+) -> dict[str, Answer]:
+    """The answer to every item, those of an earlier, killed run included."""
+    if subject.head and subject.head != exam.benchmark.form:
+        raise ConfigError(
+            f"system '{subject.name}' has a head for {subject.head}, {exam.benchmark.name} asks for "
+            f"{exam.benchmark.form}; give a language model, or one tuned for this"
+        )
+    prompts = {item.id: exam.prompt(item) for item in exam.items}
+    book = _Book.open(work, subject, exam, asked, prompts)
+    open_items = [item for item in exam.items if item.id not in book.answers]
+    title = f"{exam.benchmark.name}, {exam.language}: {subject.name}"
+    with bar(title, len(exam.items), "items") as shown:
+        shown.update(len(book.answers), "done before")
+        for item, answer in _ask(subject, exam.language, open_items, prompts, asked, batch_tokens):
+            book.add(item.id, answer)
+            shown.update(1, "")
+    return book.answers
+
+
+def _ask(
+    subject: Subject,
+    language: str,
+    items: Sequence[Item],
+    prompts: Mapping[str, Prompt],
+    asked: Asked,
+    batch_tokens: int,
+) -> Iterator[tuple[Item, Answer]]:
+    if not items:
+        return
+    if subject.head:
+        yield from ask_head(subject.checkpoint, subject.head, items, subject.dtype)
+        return
+    reader = subject.reader
+    reader.speak(language)
+    start = asked.start and not asked.chat
+    given = {item.id: _chat(reader, prompts[item.id]) if asked.chat else prompts[item.id] for item in items}
+    chosen = [item for item in items if given[item.id].choices]
+    for begin in range(0, len(chosen), _ASKED):
+        part = chosen[begin : begin + _ASKED]
+        answers = choices.choose(
+            reader, [given[item.id] for item in part], normalise=asked.normalise, start=start
+        )
+        yield from zip(part, answers, strict=True)
+    written = [item for item in items if not given[item.id].choices]
+    for place, answer in writing.write(
+        reader,
+        [given[item.id] for item in written],
+        temperature=asked.temperature,
+        seed=asked.seed,
+        start=start,
+        batch_tokens=batch_tokens,
+    ):
+        yield written[place], answer
+
+
+def _chat(reader: Reader, prompt: Prompt) -> Prompt:
+    template = reader.tokens.config.get("chat_template")
+    if not template:
+        raise ConfigError(f"system '{reader.name}' has no chat template; leave --chat out")
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    turns: Any = [[{"role": "user", "content": prompt.text}]]
+    special = {f"{role}_token": token for role, token in reader.tokens.roles.items()}
+    text, _ = render_jinja_template(turns, chat_template=template, add_generation_prompt=True, **special)
+    bare = tuple(choice.lstrip() for choice in prompt.choices)
+    return replace(prompt, text=text[0], choices=bare)
+
+
+@dataclass(frozen=True)
+class _Book:
+    """Answers given so far, in a file of one line each where there is a folder to keep it in."""
+
+    answers: dict[str, Answer]
+    path: Path | None
+
+    @classmethod
+    def open(
+        cls, work: Path | None, subject: Subject, exam: Exam, asked: Asked, prompts: Mapping[str, Prompt]
+    ) -> _Book:
+        if work is None:
+            return cls({}, None)
+        said = repr((subject.name, str(subject.checkpoint.folder.resolve()), exam.benchmark.name,
+                     exam.benchmark.revision, exam.language, asked, sorted(prompts.items())))  # fmt: skip
+        path = work / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.jsonl"
+        book = cls({}, path)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that a kill cut
+            item = row.pop("item")
+            book.answers[item] = Answer(row["text"], row["choice"], tuple(row["scores"]), row["value"])
+        return book
+
+    def add(self, item: str, answer: Answer) -> None:
+        self.answers[item] = answer
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"item": item, **asdict(answer)}, ensure_ascii=False) + "\n")
+
+
+def scored(system: str, exam: Exam, answers: Mapping[str, Answer], made_by: str) -> Iterator[dict[str, Any]]:
+    """The rows of a table: every metric of every item; an item without an answer counts as missing."""
+    for item in exam.items:
+        answer = answers.get(item.id)
+        given = answer or Answer("")
+        found = dict(exam.benchmark.score(item, given, exam.pack))
+        if exam.benchmark.form == "text":
+            found |= guards(item, given, exam.pack)
+        found["missing"] = float(answer is None)
+        for metric, value in found.items():
+            yield {
+                "system": system,
+                "task": exam.benchmark.name,
+                "language": item.language,
+                "prompt_language": exam.pack.code,
+                "split": exam.split,
+                "item": item.id,
+                "group": item.group,
+                "metric": metric,
+                "value": value,
+                "signature": made_by,
+                "output": given.text if metric == "missing" else None,
+            }
+
+
+def _signature(subject: Subject, exam: Exam, asked: Asked) -> str:
+    said = asdict(asked) | {"shots": len(exam.shots)}
+    del said["prompt_language"]
+    text = repr([exam.prompt(item) for item in exam.items])
+    return signature(
+        f"{exam.benchmark.name}:{exam.benchmark.revision}",
+        {
+            "asked": subject.head or ("choice" if exam.prompt(exam.items[0]).choices else "text"),
+            "words": exam.pack.label(),
+            **said,
+            "prompts": hashlib.sha256(text.encode()).hexdigest()[:8],
+            "dtype": str(subject.dtype).removeprefix("torch."),
+            "version": __version__,
+        },
+    )
