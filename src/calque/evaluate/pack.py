@@ -40,8 +40,10 @@ class LanguagePack:
         letters: Labels of choices, "A B C D" or what the language uses.
         digits: Its ten digits from 0 to 9, "0123456789" where it has none of its own.
         decimal: Its decimal mark.
-        groups: Marks that part thousands.
-        articles: Words that a comparison of short answers leaves out, in lower case.
+        groups: Characters that part thousands; a no-break space stands for every kind of blank.
+        articles: Words that a comparison of short answers leaves out, in lower case; one that ends in "-" or
+            an apostrophe stands before its word without a blank ("ال-", "l'"). Articles that also count
+            ("un", "ein") are not among them: in an answer they may be the number.
         unspaced: Whether words stand without blanks between them.
         direction: "ltr" or "rtl".
         borrowed: Which of `WORDS` are English ones because the row has none.
