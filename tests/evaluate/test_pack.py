@@ -25,9 +25,8 @@ def test_a_row_is_complete_in_its_facts(code):
     row = ROWS[code]
     assert Language.parse(code).code == code
     assert [unicodedata.decimal(digit) for digit in row["digits"]] == list(range(10))
-    assert (
-        len({ord(digit) - value for value, digit in enumerate(row["digits"])}) == 1
-    )  # of one script, in order
+    starts = {ord(digit) - value for value, digit in enumerate(row["digits"])}
+    assert len(starts) == 1  # ten digits of one script
     assert row["decimal"] in {".", ",", "٫"}
     assert row["groups"] and row["decimal"] not in row["groups"]
     assert row["unspaced"] == ("yes" if unspaced(code) else "no")
