@@ -228,6 +228,15 @@ def list_methods(family: str | None, as_json: bool) -> None:
     _print_rows(rows, as_json)
 
 
+@cli.command(epilog=examples("calque tasks\ncalque tasks --json"))
+@_JSON
+def tasks(as_json: bool) -> None:
+    """List the benchmarks that `calque evaluate run` knows."""
+    from calque.evaluate.benchmark import titles
+
+    _print_rows([{"task": name, "title": title} for name, title in titles().items()], as_json)
+
+
 @cli.command(epilog=examples("calque show vocab/transtoken"))
 @click.argument("name", metavar="FAMILY/METHOD")
 def show(name: str) -> None:

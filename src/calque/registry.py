@@ -203,6 +203,8 @@ METHODS: dict[str, Method] = _rows(
         "",
     ),
     ("evaluate/floors", "calque.evaluate.floors:floors", "what no model at all would reach", ""),
+    ("evaluate/run", "calque.evaluate.run:run", "ask models the items of benchmarks", ""),
+    ("evaluate/score", "calque.evaluate.score:score", "score answers that a file holds", ""),
     ("analyze/diff", "calque.analyze.diff:diff", "what differs between two checkpoints", ""),
     ("analyze/shift", "calque.analyze.shift:shift", "where tuned models moved, layer by role", _LAYERSWAP),
 )

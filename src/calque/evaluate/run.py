@@ -223,7 +223,10 @@ def _ask(
     reader = subject.reader
     reader.speak(language)
     start = asked.start and not asked.chat
-    given = {item.id: _chat(reader, prompts[item.id]) if asked.chat else prompts[item.id] for item in items}
+    given = dict(prompts)
+    if asked.chat:
+        tokenizer = subject.checkpoint.tokenizer()
+        given = {name: _chat(tokenizer, subject.name, prompt) for name, prompt in prompts.items()}
     chosen = [item for item in items if given[item.id].choices]
     for begin in range(0, len(chosen), _ASKED):
         part = chosen[begin : begin + _ASKED]
@@ -243,17 +246,12 @@ def _ask(
         yield written[place], answer
 
 
-def _chat(reader: Reader, prompt: Prompt) -> Prompt:
-    template = reader.tokens.config.get("chat_template")
-    if not template:
-        raise ConfigError(f"system '{reader.name}' has no chat template; leave --chat out")
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    turns: Any = [[{"role": "user", "content": prompt.text}]]
-    special = {f"{role}_token": token for role, token in reader.tokens.roles.items()}
-    text, _ = render_jinja_template(turns, chat_template=template, add_generation_prompt=True, **special)
-    bare = tuple(choice.lstrip() for choice in prompt.choices)
-    return replace(prompt, text=text[0], choices=bare)
+def _chat(tokenizer: Any, system: str, prompt: Prompt) -> Prompt:
+    if not tokenizer.chat_template:
+        raise ConfigError(f"system '{system}' has no chat template; leave --chat out")
+    turn = [{"role": "user", "content": prompt.text}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return replace(prompt, text=text, choices=tuple(choice.lstrip() for choice in prompt.choices))
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _generate(
     return written
 
 
-def _answer(reader: Reader, given: Sequence[int], written: Sequence[int], prompt: Prompt) -> Answer:
+def _answer(reader: Reader, given: list[int], written: list[int], prompt: Prompt) -> Answer:
     ended = bool(written) and written[-1] in _ends(reader)
     kept = written[:-1] if ended else written
     if reader.model.config.is_encoder_decoder:
