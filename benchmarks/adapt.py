@@ -93,7 +93,7 @@ def main() -> None:
             notes[name] = train(base, text, kind, lr, given.minutes, folder)
             say(f"{name}: {notes[name]}")
         table = table.join(lm({name: Checkpoint.at(folder / "model")}, texts, **manifest["with"]))
-    view = table.ratio("bits", "bytes")
+    view = table.measure("bits/bytes")
     print(view.to_text())
     result: dict = {"machine": machine(), "versions": versions(), "notes": notes, "minutes": given.minutes}
     result["bits per byte"] = {_key(entry.group): _numbers(entry.estimate) for entry in view}
@@ -101,7 +101,7 @@ def main() -> None:
     names = [f"{kind}, lr {lr:g}" for kind, lr in BASELINES]
     for task, column in _columns(view).items():
         best = min(names, key=lambda name: column[name])
-        for entry in table.where(task=task).compare(best, "bits", "bytes"):
+        for entry in table.where(task=task).compare(best, "bits/bytes"):
             if entry.group["system"] not in names:
                 result["against the best baseline"][f"{_key(entry.group)} / {best}"] = _numbers(
                     entry.estimate

@@ -174,7 +174,7 @@ class Study:
         table = bits_per_byte(
             {"x": checkpoint}, {"dev": self.dev_text}, max_bytes=self.given.bytes // 2, length=512
         )
-        (entry,) = table.ratio("bits", "bytes", by=("task",))
+        (entry,) = table.measure("bits/bytes", by=("task",))
         return float(np.mean(bits)), entry.estimate.value
 
     def test(self, name: str, checkpoint: Checkpoint) -> Table:
@@ -266,7 +266,7 @@ def summary(table: Table) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for label, (task, above, below) in MEASURES.items():
         unit = _whole if task.startswith("skill") else _passage
-        for entry in table.where(task=task).ratio(above, below, by=("system",), cluster=unit):
+        for entry in table.where(task=task).measure(f"{above}/{below}", by=("system",), cluster=unit):
             e = entry.estimate
             found.setdefault(entry.group["system"], {})[label] = {
                 "value": e.value,
@@ -290,7 +290,7 @@ def verdicts(table: Table) -> dict[str, str]:
     }
     found = {}
     for claim, (better, worse) in claims.items():
-        view = part.where(system=[better, worse]).compare(worse, "answer_bits", "one", how="difference")
+        view = part.where(system=[better, worse]).compare(worse, "answer_bits/one", how="difference")
         (entry,) = view
         e = entry.estimate
         holds = "yes" if e.high < 0 else "no, the opposite" if e.low > 0 else "not seen: no difference"

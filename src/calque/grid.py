@@ -137,7 +137,7 @@ def of_budget(base: Checkpoint, cell: Cell, numbers: int, seed: int) -> Delta:
 def shown(table: Table) -> str:
     """The grid as text: bits per byte and numbers that train, of each system."""
     counts = {row["system"]: row["value"] for row in table.where(metric="trainable").rows()}
-    scores = table.where(metric=("bits", "bytes")).ratio("bits", "bytes", by=("system",))
+    scores = table.where(metric=("bits", "bytes")).measure("bits/bytes", by=("system",))
     lines = [["system", "bits per byte", "trainable"]]
     for entry in scores:
         system = entry.group["system"]

@@ -125,7 +125,7 @@ def profile(
 
 def _served(counted: Any, scored: Any, name: str, language: str) -> Served:
     def share(above: str, below: str) -> float:
-        view = counted.where(task=f"tokenization/{name}").ratio(above, below)
+        view = counted.where(task=f"tokenization/{name}").measure(f"{above}/{below}")
         return next(iter(view)).estimate.value
 
     return Served(
@@ -136,7 +136,7 @@ def _served(counted: Any, scored: Any, name: str, language: str) -> Served:
         share("unknown", "tokens"),
         share("split_words", "words"),
         share("covered_characters", "characters"),
-        next(iter(scored.where(task=f"lm/{name}").ratio("bits", "bytes"))).estimate.value,
+        next(iter(scored.where(task=f"lm/{name}").measure("bits/bytes"))).estimate.value,
     )
 
 

@@ -12,7 +12,7 @@ Paper: Efron 1979, Annals of Statistics 7(1), for the bootstrap; Koehn 2004, W04
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -55,7 +55,7 @@ def bootstrap(
     statistics_NS: ArrayLike,
     reduce: Reduce,
     *,
-    clusters: Sequence[str] | None = None,
+    clusters: Sequence[Hashable] | None = None,
     null: float | None = None,
     level: Annotated[float, Interval(gt=0, lt=1)] = 0.95,
     samples: Annotated[int, Ge(100)] = 2000,
@@ -75,7 +75,7 @@ def bootstrap(
     Raises:
         DataError: No unit, a value that is not finite, or as many labels as units are not given.
     """
-    sums_NS = _by_cluster(_checked(statistics_NS), clusters)
+    sums_NS = by_cluster(checked(statistics_NS), clusters)
     units = len(sums_NS)
     value = float(reduce(sums_NS.sum(axis=0)))
     if units == 1:
@@ -97,20 +97,27 @@ def bootstrap(
     return Estimate(value, float(low), float(high), units, _p_value(values_R, null))
 
 
-def mean(values_N: ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0) -> Estimate:
+def quotient(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """First sum over second: a ratio, or a mean where units count themselves."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def mean(values_N: ArrayLike, *, clusters: Sequence[Hashable] | None = None, seed: int = 0) -> Estimate:
     """Mean over units with its interval.
 
     Raises:
         DataError: As `bootstrap`.
     """
     values = np.asarray(values_N, dtype=np.float64)
-    return bootstrap(
-        np.stack([values, np.ones_like(values)], axis=1), _quotient, clusters=clusters, seed=seed
-    )
+    return bootstrap(np.stack([values, np.ones_like(values)], axis=1), quotient, clusters=clusters, seed=seed)
 
 
 def ratio(
-    numerator_N: ArrayLike, denominator_N: ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0
+    numerator_N: ArrayLike,
+    denominator_N: ArrayLike,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
 ) -> Estimate:
     """Ratio of two sums over units (bits per byte, tokens per word) with its interval.
 
@@ -121,47 +128,60 @@ def ratio(
     """
     pair_N2 = np.stack([np.asarray(numerator_N, float), np.asarray(denominator_N, float)], axis=-1)
     _refuse_zero(pair_N2)
-    return bootstrap(pair_N2, _quotient, clusters=clusters, seed=seed)
+    return bootstrap(pair_N2, quotient, clusters=clusters, seed=seed)
 
 
 def paired_difference(
-    a_N2: ArrayLike, b_N2: ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0
+    a_NS: ArrayLike,
+    b_NS: ArrayLike,
+    reduce: Reduce = quotient,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    samples: Annotated[int, Ge(100)] = 2000,
+    seed: int = 0,
 ) -> Estimate:
-    """Difference of two ratios of sums measured on the same units: sum a0 / sum a1 - sum b0 / sum b1.
+    """Difference of a function of sums between two systems measured on the same units: f(a) - f(b).
 
     Args:
-        a_N2: [N, 2] numerator and denominator of system a for each unit.
-        b_N2: [N, 2] the same of system b, in the same order of units.
+        a_NS: [N, S] what each unit adds to each sum of system a.
+        b_NS: [N, S] the same of system b, in the same order of units.
+        reduce: Maps sums [..., S] to the statistic [...]; without it, a ratio of two sums.
         clusters: As in `bootstrap`.
+        samples: R, the number of resamples.
         seed: Of the resampling.
 
     Returns:
         The difference with its interval and the p-value of "there is none".
 
     Raises:
-        DataError: As `bootstrap`, unequal numbers of units, or a denominator that sums to zero.
+        DataError: As `bootstrap`, unequal numbers of units, or a statistic that is not defined on all units.
     """
-    both = _paired(a_N2, b_N2)
-    return bootstrap(
-        both, lambda s: s[..., 0] / s[..., 1] - s[..., 2] / s[..., 3], clusters=clusters, null=0.0, seed=seed
-    )
+    both, half = paired_units(a_NS, b_NS, reduce)
+
+    def difference(s: NDArray[np.float64]) -> NDArray[np.float64]:
+        return reduce(s[..., :half]) - reduce(s[..., half:])
+
+    return bootstrap(both, difference, clusters=clusters, null=0.0, samples=samples, seed=seed)
 
 
 def paired_quotient(
-    a_N2: ArrayLike, b_N2: ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0
+    a_NS: ArrayLike,
+    b_NS: ArrayLike,
+    reduce: Reduce = quotient,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
 ) -> Estimate:
-    """How many times b's ratio of sums is a's: 0.8 says that a needs 0.8x of what b needs.
+    """How many times b's statistic is a's: 0.8 says that a needs 0.8x of what b needs.
 
     Arguments, result and errors as `paired_difference`; the p-value is that of "the same".
     """
-    both = _paired(a_N2, b_N2)
-    return bootstrap(
-        both,
-        lambda s: (s[..., 0] / s[..., 1]) / (s[..., 2] / s[..., 3]),
-        clusters=clusters,
-        null=1.0,
-        seed=seed,
-    )
+    both, half = paired_units(a_NS, b_NS, reduce)
+
+    def times(s: NDArray[np.float64]) -> NDArray[np.float64]:
+        return reduce(s[..., :half]) / reduce(s[..., half:])
+
+    return bootstrap(both, times, clusters=clusters, null=1.0, seed=seed)
 
 
 def bonferroni(p_values: Sequence[float]) -> list[float]:
@@ -190,10 +210,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _quotient(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    return sums[..., 0] / sums[..., 1]
-
-
 def _p_value(values_R: NDArray[np.float64], null: float | None) -> float | None:
     """Two-sided: twice the smaller share of resamples on either side of the null value, with one added."""
     if null is None:
@@ -202,7 +218,8 @@ def _p_value(values_R: NDArray[np.float64], null: float | None) -> float | None:
     return float(min(1.0, 2 * (smaller + 1) / (len(values_R) + 1)))
 
 
-def _checked(statistics_NS: ArrayLike) -> NDArray[np.float64]:
+def checked(statistics_NS: ArrayLike) -> NDArray[np.float64]:
+    """[N, S] sums of at least one unit, all of them finite; DataError otherwise."""
     array = np.asarray(statistics_NS, dtype=np.float64)
     if array.ndim != 2 or not len(array):
         raise DataError(f"statistics of shape {array.shape}: expected [units, sums] with at least one unit")
@@ -212,7 +229,7 @@ def _checked(statistics_NS: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def _by_cluster(sums_NS: NDArray[np.float64], clusters: Sequence[str] | None) -> NDArray[np.float64]:
+def by_cluster(sums_NS: NDArray[np.float64], clusters: Sequence[Hashable] | None) -> NDArray[np.float64]:
     """Add up the units of each cluster, in order of first appearance."""
     if clusters is None:
         return sums_NS
@@ -224,13 +241,22 @@ def _by_cluster(sums_NS: NDArray[np.float64], clusters: Sequence[str] | None) ->
     return added
 
 
-def _paired(a_N2: ArrayLike, b_N2: ArrayLike) -> NDArray[np.float64]:
-    a, b = np.asarray(a_N2, dtype=np.float64), np.asarray(b_N2, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 2:
-        raise DataError(f"shapes {a.shape} and {b.shape}: a paired test needs [units, 2] twice, same units")
-    _refuse_zero(a)
-    _refuse_zero(b)
-    return np.concatenate([a, b], axis=1)
+def paired_units(a_NS: ArrayLike, b_NS: ArrayLike, reduce: Reduce) -> tuple[NDArray[np.float64], int]:
+    """The sums of two systems side by side, [N, 2S], and S.
+
+    Raises:
+        DataError: Other units or sums in one than in the other, or a statistic that is not defined.
+    """
+    a, b = np.asarray(a_NS, dtype=np.float64), np.asarray(b_NS, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 2:
+        raise DataError(f"shapes {a.shape} and {b.shape}: a paired test needs [units, sums] twice")
+    both = checked(np.concatenate([a, b], axis=1))
+    for part in (a, b):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = reduce(part.sum(axis=0))
+        if not np.isfinite(value):
+            raise DataError(f"the statistic over all units is {value}: what it is divided by sums to zero")
+    return both, a.shape[1]
 
 
 def _refuse_zero(pair_N2: NDArray[np.float64]) -> None:

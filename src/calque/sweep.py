@@ -132,10 +132,10 @@ def to_text(table: Table) -> str:
     metrics, by = table.values("metric"), ("system", "task")
     shown = []
     if {"bits", "bytes"} <= set(metrics):
-        shown.append(f"bits per byte\n{table.ratio('bits', 'bytes', by).to_text()}")
+        shown.append(f"bits per byte\n{table.measure('bits/bytes', by).to_text()}")
     for metric in metrics:
         if metric not in ("bits", "bytes", "tokens", "words", "lossless"):
-            shown.append(f"{metric}\n{table.where(metric=metric).mean(metric, by).to_text()}")
+            shown.append(f"{metric}\n{table.measure(metric, by).to_text()}")
     return "\n\n".join(shown)
 
 

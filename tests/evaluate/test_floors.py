@@ -52,7 +52,7 @@ def test_the_uniform_floor_joins_the_models_of_the_same_text(tiny, tokenizer):
     for row in floor.where(metric="bits").rows():
         (tokens_row,) = scored.where(metric="tokens", item=row["item"]).rows()
         assert row["value"] == pytest.approx(tokens_row["value"] * math.log2(len(tokenizer)))
-    (bytes_a, bytes_b) = (both.where(system=s).mean("bytes").aggregates[0] for s in both.values("system"))
+    (bytes_a, bytes_b) = (both.where(system=s).measure("bytes").aggregates[0] for s in both.values("system"))
     assert bytes_a.estimate == bytes_b.estimate
 
 

@@ -92,7 +92,7 @@ def test_equal_logits_everywhere_cost_log2_of_the_vocabulary(tmp_path, tokenizer
     weights["model.embed_tokens.weight"].zero_()
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     table = lm({"m": Checkpoint.at(tmp_path)}, {"t": corpus()}, dtype="float32")
-    (bits,) = table.ratio("bits", "tokens")
+    (bits,) = table.measure("bits/tokens")
     assert bits.estimate.value == pytest.approx(math.log2(len(tokenizer)), rel=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_learned_positions_and_another_architecture(tmp_path, tokenizer):
 
 def test_bfloat16_is_close_and_said(tiny, books):
     exact, rounded = (lm({"m": tiny}, {"t": books}, dtype=d) for d in ("float32", "bfloat16"))
-    (a,), (b,) = exact.ratio("bits", "bytes"), rounded.ratio("bits", "bytes")
+    (a,), (b,) = exact.measure("bits/bytes"), rounded.measure("bits/bytes")
     assert a.estimate.value != b.estimate.value
     assert a.estimate.value == pytest.approx(b.estimate.value, rel=0.01)
     assert "|dtype:bfloat16|" in b.signatures[0] and "|dtype:float32|" in a.signatures[0]
@@ -169,8 +169,8 @@ def test_both_sides_of_a_parallel_text_and_several_systems(tiny, books):
     table = lm({"a": tiny, "b": tiny}, {"pairs": pairs, "books": books}, max_bytes=1800)
     assert table.values("task") == ["lm/pairs", "lm/books"]
     assert table.values("language") == ["eng_Latn", "nya_Latn"]
-    assert all(e.estimate.value == pytest.approx(1.0) for e in table.compare("a", "bits", "bytes"))
-    (sizes,) = table.where(system="a", task="lm/books").mean("bytes")
+    assert all(e.estimate.value == pytest.approx(1.0) for e in table.compare("a", "bits/bytes"))
+    (sizes,) = table.where(system="a", task="lm/books").measure("bytes")
     assert sizes.estimate.value * sizes.estimate.units <= 1800 and 1 < sizes.estimate.units < 4
 
 
@@ -226,7 +226,7 @@ def test_the_english_model_reads_english_better_than_chichewa():
     both = Corpus.open("kolibri:eng_Latn|nya_Latn")
     table = lm({"base": Checkpoint.open("smollm2-135m")}, {"messages": both}, max_bytes=18000)
     english, chichewa = (
-        next(iter(table.where(language=code).ratio("bits", "bytes"))).estimate.value
+        next(iter(table.where(language=code).measure("bits/bytes"))).estimate.value
         for code in ("eng_Latn", "nya_Latn")
     )
     assert 0.8 < english < 2.5 < chichewa < 5.5

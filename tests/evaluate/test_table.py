@@ -76,7 +76,7 @@ def test_a_ratio_does_not_depend_on_the_order_of_rows(numbers, random):
     listed = bits("a", numbers)
     shuffled = listed.copy()
     random.shuffle(shuffled)
-    (one,), (two,) = (Table.of(r).ratio("bits", "bytes") for r in (listed, shuffled))
+    (one,), (two,) = (Table.of(r).measure("bits/bytes") for r in (listed, shuffled))
     expected = sum(n for n, _ in numbers) / sum(d for _, d in numbers)
     assert one.estimate.value == pytest.approx(expected)
     assert two.estimate.value == pytest.approx(expected)
@@ -87,15 +87,15 @@ def test_a_ratio_does_not_depend_on_the_order_of_rows(numbers, random):
 def test_groups_over_languages_are_clustered_by_item():
     english = bits("a", [(2, 1), (8, 2), (3, 1)])
     copies = [{**r, "language": "eng_Latn"} for r in english]
-    (one,) = Table.of(english).ratio("bits", "bytes", by=("system",))
-    (both,) = Table.of(english + copies).ratio("bits", "bytes", by=("system",))
+    (one,) = Table.of(english).measure("bits/bytes", by=("system",))
+    (both,) = Table.of(english + copies).measure("bits/bytes", by=("system",))
     assert both.estimate == one.estimate and both.estimate.units == 3
 
 
 def test_items_can_be_clustered_by_what_they_belong_to():
     listed = [{**r, "item": f"GEN.{r['item']}"} for r in bits("a", [(2, 1), (8, 2), (3, 1)])]
     listed += [{**r, "item": r["item"].replace("GEN", "RUT")} for r in listed]
-    (found,) = Table.of(listed).ratio("bits", "bytes", cluster=lambda item: item.split(".")[0])
+    (found,) = Table.of(listed).measure("bits/bytes", cluster=lambda item: item.split(".")[0])
     assert found.estimate.units == 2
 
 
@@ -104,7 +104,7 @@ def test_mean_and_pivot():
         [score(s, str(i), "correct", v) for s, v in (("a", 1), ("b", 0)) for i in range(3)]
         + [score("a", "0", "correct", 0.5, task="other")]
     )
-    view = table.mean("correct")
+    view = table.measure("correct")
     grid = view.pivot()
     assert {s: {t: e.estimate.value for t, e in line.items()} for s, line in grid.items()} == {
         "a": {"lm/books": 1.0, "other": 0.5},
@@ -123,21 +123,21 @@ def test_mean_and_pivot():
 
 def test_systems_are_compared_on_common_items_only(capsys):
     table = Table.of(bits("base", [(4, 1), (8, 2), (3, 1)]) + bits("new", [(2, 1), (4, 2)]))
-    (found,) = table.compare("base", "bits", "bytes")
+    (found,) = table.compare("base", "bits/bytes")
     assert found.group == {"system": "new", "task": "lm/books", "language": "nya_Latn"}
     assert found.estimate.value == pytest.approx(0.5) and found.estimate.units == 2
     assert found.measure == "bits/bytes / base"
     assert "2 items in common" in capsys.readouterr().err
-    (found,) = table.compare("base", "bits", "bytes", how="difference")
+    (found,) = table.compare("base", "bits/bytes", how="difference")
     assert found.estimate.value == pytest.approx(2.0 - 4.0)
     with pytest.raises(DataError, match=r"no system 'bse'.*base, new"):
-        table.compare("bse", "bits", "bytes")
+        table.compare("bse", "bits/bytes")
 
 
 def test_a_metric_that_an_item_lacks_is_not_guessed():
     table = Table.of([*bits("a", [(2, 1)]), score("a", "lonely", "bits", 3)])
     with pytest.raises(DataError, match=r"no 'bytes' for .*lonely"):
-        table.ratio("bits", "bytes")
+        table.measure("bits/bytes")
 
 
 @pytest.mark.parametrize(

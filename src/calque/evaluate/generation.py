@@ -80,7 +80,7 @@ def generation(
         dtype: As for `evaluate/lm`.
 
     Returns:
-        The table; `table.ratio("seconds", "characters")` times 1,000 is the time for 1,000 characters.
+        The table; `table.measure("seconds/characters")` times 1,000 is the time for 1,000 characters.
 
     Raises:
         ConfigError: No system.

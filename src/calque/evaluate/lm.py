@@ -135,7 +135,7 @@ def lm(
 
     Returns:
         A table with the metrics bits, bytes, tokens, words and lossless (1 where decoding gives the text
-        back) for each document; task "lm/NAME". `table.ratio("bits", "bytes")` is bits per byte.
+        back) for each document; task "lm/NAME". `table.measure("bits/bytes")` is bits per byte.
 
     Raises:
         ConfigError: No system.

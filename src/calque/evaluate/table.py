@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from calque import disk, stats
 from calque.errors import DataError
+from calque.evaluate.groups import Group, Pair, pivot, reduced
+from calque.evaluate.measures import measure, wanted
 from calque.evaluate.view import Aggregate, View, align
 from calque.progress import say
 
@@ -32,9 +34,10 @@ _SCHEMA = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
         pa.field("signature", pa.string(), nullable=False),
         pa.field("output", pa.string()),
+        pa.field("group", pa.string(), nullable=False),
     ]
 )
-_DEFAULTS = {"prompt_language": "", "split": "test", "output": None}
+_DEFAULTS = {"prompt_language": "", "split": "test", "output": None, "group": ""}
 
 
 def signature(name: str, parts: Mapping[str, object]) -> str:
@@ -49,10 +52,11 @@ def signature(name: str, parts: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of (system, task, language, prompt_language, split, item, metric) -> value, signature, output.
+    """Rows of (system, task, language, prompt_language, split, item, metric) -> value and what belongs to it.
 
-    `output` is what the system wrote, where the score is about that; null elsewhere. Build one with
-    `Table.of`; two rows of one key are refused.
+    That is its signature; `output`, what the system wrote, where the score is about that, null elsewhere; and
+    `group`, the passage or document that the item shares with others, "" where it stands alone. Build one
+    with `Table.of`; two rows of one key are refused.
     """
 
     arrow: pa.Table
@@ -63,7 +67,8 @@ class Table:
 
         Args:
             rows: Mappings with system, task, language, item, metric, value and signature; prompt_language
-                (default ""), split (default "test") and output (default None) may be left out.
+                (default ""), split (default "test"), output (default None) and group (default "") may be
+                left out.
 
         Raises:
             DataError: A missing, unknown or ill-typed column, a value that is not finite, a key given twice.
@@ -108,9 +113,9 @@ class Table:
         """The rows whose columns hold the value given, or one of the values given."""
         kept = self.arrow
         asked = {"system": system, "task": task, "language": language, "split": split}
-        for name, wanted in {**asked, "metric": metric, "item": item}.items():
-            if wanted is not None:
-                allowed = [wanted] if isinstance(wanted, str) else list(wanted)
+        for name, given in {**asked, "metric": metric, "item": item}.items():
+            if given is not None:
+                allowed = [given] if isinstance(given, str) else list(given)
                 chosen = pc.SetLookupOptions(value_set=pa.array(allowed, pa.string()))
                 kept = kept.filter(pc.call_function("is_in", [kept[name]], chosen))
         return Table(kept)
@@ -123,57 +128,46 @@ class Table:
         """
         return self._checked(pa.concat_tables([self.arrow, *(o.arrow for o in others)]), "joined table")
 
-    def mean(self, metric: str, by: Sequence[str] = ("system", "task", "language")) -> View:
-        """Mean of a metric over items, with an interval by bootstrap over items."""
-        groups = self._groups((metric,), by)
-        return View(
-            tuple(by),
-            tuple(
-                Aggregate(
-                    dict(zip(by, key, strict=True)),
-                    metric,
-                    stats.mean(group.values_NM[:, 0], clusters=group.items),
-                    group.signatures,
-                )
-                for key, group in groups.items()
-            ),
-        )
-
-    def ratio(
+    def measure(
         self,
-        numerator: str,
-        denominator: str,
+        name: str,
         by: Sequence[str] = ("system", "task", "language"),
         *,
         cluster: Callable[[str], str] | None = None,
     ) -> View:
-        """Sum of one metric over that of another (bits per byte), with a bootstrap interval over items.
+        """A measure of each group of rows, with an interval by bootstrap over items.
 
-        Rows of one item id are drawn together, so that a group over several languages is clustered by item.
+        Rows of one item id are drawn together, so that a group over several languages is clustered by item;
+        so are the items of one passage, where rows name their `group`.
 
         Args:
-            numerator: Metric above the line.
-            denominator: Metric below the line.
+            name: A measure (`calque.evaluate.measures`), a metric for its mean, or "ABOVE/BELOW" for the sum
+                of one metric over that of another, such as "bits/bytes".
             by: Columns to group by.
-            cluster: Maps an item id to what is drawn as one (a passage, a book); without it, the item.
+            cluster: Maps an item id to what is drawn as one (a book); without it, the row's group or item.
 
         Raises:
-            DataError: An item that has one of the metrics and not the other.
+            DataError: An item without a metric that the measure needs, or a measure that is not defined for
+                a group.
+            ConfigError: No such measure or metric.
         """
-        groups = self._groups((numerator, denominator), by)
         entries = []
-        for key, group in groups.items():
-            labels = [cluster(item) for item in group.items] if cluster else group.items
-            estimate = stats.ratio(group.values_NM[:, 0], group.values_NM[:, 1], clusters=labels)
-            measure = f"{numerator}/{denominator}"
-            entries.append(Aggregate(dict(zip(by, key, strict=True)), measure, estimate, group.signatures))
+        for key, group in self._groups(name, by, cluster):
+            found = measure(name, group.present())
+            columns = found.columns(group.present()) or ()
+            sums = group.statistics(found, columns)
+            value = reduced(found, columns)(sums.sum(axis=0))
+            if not np.isfinite(value):
+                where = " / ".join(key) or "the table"
+                raise DataError(f"'{name}' is not defined for {where}: what it is divided by sums to zero")
+            estimate = stats.bootstrap(sums, reduced(found, columns), clusters=group.clusters)
+            entries.append(Aggregate(dict(zip(by, key, strict=True)), name, estimate, group.signatures))
         return View(tuple(by), tuple(entries))
 
     def compare(
         self,
         baseline: str,
-        numerator: str,
-        denominator: str,
+        name: str,
         by: Sequence[str] = ("task", "language"),
         *,
         how: Literal["difference", "quotient"] = "quotient",
@@ -184,33 +178,32 @@ class Table:
 
         Args:
             baseline: The system to compare with.
-            numerator: Metric above the line.
-            denominator: Metric below the line.
+            name: What to compare, as in `measure`.
             by: Columns to group by, besides the system.
             how: "difference" (system - baseline) or "quotient" (system / baseline).
 
         Raises:
-            DataError: No rows of the baseline.
+            DataError: No rows of the baseline, or as `measure`.
+            ConfigError: No such measure or metric.
         """
         if baseline not in self.values("system"):
             known = ", ".join(self.values("system")) or "none"
             raise DataError(f"no system '{baseline}' to compare with; the table has {known}")
-        groups = self._groups((numerator, denominator), ("system", *by))
+        groups = dict(self._groups(name, ("system", *by)))
         test = stats.paired_difference if how == "difference" else stats.paired_quotient
-        sign = "-" if how == "difference" else "/"
         entries = []
-        for (system, *rest), group in groups.items():
-            other = groups.get((baseline, *rest))
-            if system == baseline or other is None:
+        for key, group in groups.items():
+            other = groups.get((baseline, *key[1:]))
+            if key[0] == baseline or other is None:
                 continue
-            common = [item for item in dict.fromkeys(group.items) if item in set(other.items)]
-            if len(common) < max(len(set(group.items)), len(set(other.items))):
-                say(f"{system} against {baseline}: {len(common)} items in common, the others left out")
-            if common:
-                estimate = test(group.sums(common), other.sums(common))
-                measure = f"{numerator}/{denominator} {sign} {baseline}"
-                key = dict(zip(("system", *by), (system, *rest), strict=True))
-                entries.append(Aggregate(key, measure, estimate, group.signatures))
+            pair = Pair.of(group, other, name)
+            if pair.left_out:
+                say(f"{key[0]} against {baseline}: {len(pair)} items in common, {pair.left_out} left out")
+            if len(pair):
+                estimate = test(pair.a_NS, pair.b_NS, pair.reduce, clusters=pair.clusters)
+                named = f"{name} {'-' if how == 'difference' else '/'} {baseline}"
+                by_name = dict(zip(("system", *by), key, strict=True))
+                entries.append(Aggregate(by_name, named, estimate, group.signatures))
         return View(("system", *by), tuple(entries))
 
     def to_text(self) -> str:
@@ -254,6 +247,8 @@ class Table:
             arrow = pq.read_table(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path}: not a readable parquet file ({error})") from None
+        if "group" not in arrow.column_names:  # files from before there was such a column
+            arrow = arrow.append_column(_SCHEMA.field("group"), pa.repeat("", len(arrow)))
         missing = [name for name in _SCHEMA.names if name not in arrow.column_names]
         if missing:
             raise DataError(f"{path}: no column {', '.join(missing)}; a table has {', '.join(_SCHEMA.names)}")
@@ -262,45 +257,17 @@ class Table:
         except (pa.ArrowInvalid, ValueError) as error:
             raise DataError(f"{path}: a column of another type than a table has ({error})") from None
 
-    def _groups(self, metrics: Sequence[str], by: Sequence[str]) -> dict[tuple[str, ...], _Group]:
-        """For each group: one line per item-level key, one column per metric."""
-        for name in by:
-            if name not in KEY:
-                raise DataError(f"group by '{name}': a table has the columns {', '.join(KEY)}")
-        cells: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, float]]] = {}
-        signatures: dict[tuple[str, ...], set[str]] = {}
-        for row in self.where(metric=metrics).rows():
-            key = tuple(row[name] for name in by)
-            unit = tuple(row[name] for name in KEY if name != "metric")
-            cells.setdefault(key, {}).setdefault(unit, {})[row["metric"]] = row["value"]
-            signatures.setdefault(key, set()).add(row["signature"])
-        groups = {}
-        for key, units in cells.items():
-            for unit, found in units.items():
-                if absent := [metric for metric in metrics if metric not in found]:
-                    raise DataError(f"no '{absent[0]}' for {' / '.join(unit)}, which has {', '.join(found)}")
-            values_NM = np.array([[found[metric] for metric in metrics] for found in units.values()])
-            items = [unit[KEY.index("item")] for unit in units]
-            groups[key] = _Group(items, values_NM, tuple(sorted(signatures[key])))
-        return groups
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The rows of one group: N item-level lines of M metrics."""
-
-    items: list[str]
-    values_NM: np.ndarray  # noqa: N815
-    signatures: tuple[str, ...]
-
-    def sums(self, wanted: Sequence[str]) -> np.ndarray:
-        """[len(wanted), M] sums by item id, in the order asked for."""
-        place = {item: index for index, item in enumerate(wanted)}
-        added = np.zeros((len(wanted), self.values_NM.shape[1]))
-        for item, line in zip(self.items, self.values_NM, strict=True):
-            if item in place:
-                added[place[item]] += line
-        return added
+    def _groups(
+        self, name: str, by: Sequence[str], cluster: Callable[[str], str] | None = None
+    ) -> Iterator[tuple[tuple[str, ...], Group]]:
+        """The groups of the rows that a measure is made of."""
+        for column in by:
+            if column not in KEY:
+                raise DataError(f"group by '{column}': a table has the columns {', '.join(KEY)}")
+        metrics = self.values("metric")
+        if metrics:
+            measure(name, metrics)
+        return pivot(self.where(metric=wanted(name, metrics)).arrow, by, cluster)
 
 
 def _row(row: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def tokenization(
             as a JSON list in `output`.
 
     Returns:
-        The table; `table.ratio("tokens", "words")` is the fertility.
+        The table; `table.measure("tokens/words")` is the fertility.
 
     Raises:
         ConfigError: No tokenizer.

@@ -20,7 +20,7 @@ def bits_per_byte(
     table = lm({"candidate": checkpoint}, texts, max_bytes=max_bytes, work=work)
     return {
         entry.group["task"].removeprefix("lm/"): entry.estimate.value
-        for entry in table.ratio("bits", "bytes", by=("task",))
+        for entry in table.measure("bits/bytes", by=("task",))
     }
 
 

@@ -105,9 +105,10 @@ def _figure(run: Run, text: Text, base: str, product: str, measure: Measure) -> 
     if len(rows.values("system")) < 2:
         return None
     found = {
-        a.group["system"]: _scaled(a.estimate, measure.scale) for a in rows.ratio(above, below, ("system",))
+        a.group["system"]: _scaled(a.estimate, measure.scale)
+        for a in rows.measure(f"{above}/{below}", ("system",))
     }
-    times = next(iter(rows.compare(base, above, below, ()))).estimate
+    times = next(iter(rows.compare(base, f"{above}/{below}", ()))).estimate
     return Figure(text.title, measure, found[base], found[product], times)
 
 
@@ -135,8 +136,8 @@ def scores(run: Run) -> Scores | None:
         rows = part(run.table, "lm", text).where(metric=("bits", "bytes"))
         times = {}
         if base in rows.values("system"):
-            times = {a.group["system"]: a.estimate for a in rows.compare(base, "bits", "bytes", ())}
-        for entry in rows.ratio("bits", "bytes", ("system",)):
+            times = {a.group["system"]: a.estimate for a in rows.compare(base, "bits/bytes", ())}
+        for entry in rows.measure("bits/bytes", ("system",)):
             system = entry.group["system"]
             cells.setdefault(system, {})[text] = (entry.estimate, times.get(system))
         one = rows.where(system=rows.values("system")[0], metric="bytes")
@@ -171,8 +172,8 @@ def forgetting(run: Run) -> list[tuple[Text, str, Estimate, Estimate | None]] | 
         here = part(run.table, "lm", text).where(system=run.systems, metric=("bits", "bytes"))
         times: dict[str, Estimate] = {}
         if base in here.values("system"):
-            times = {a.group["system"]: a.estimate for a in here.compare(base, "bits", "bytes", ())}
-        for entry in here.ratio("bits", "bytes", ("system",)):
+            times = {a.group["system"]: a.estimate for a in here.compare(base, "bits/bytes", ())}
+        for entry in here.measure("bits/bytes", ("system",)):
             system = entry.group["system"]
             rows.append((text, system, entry.estimate, times.get(system)))
     return rows or None

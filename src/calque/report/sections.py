@@ -184,11 +184,11 @@ def writing(run: Run) -> Writing | None:
         per_character = here.where(metric=("tokens", "seconds", "characters"))
         tokens = {
             a.group["system"]: a.estimate.value
-            for a in per_character.ratio("tokens", "characters", ("system",))
+            for a in per_character.measure("tokens/characters", ("system",))
         }
         seconds = {
             a.group["system"]: a.estimate.value
-            for a in per_character.ratio("seconds", "characters", ("system",))
+            for a in per_character.measure("seconds/characters", ("system",))
         }
         speed += [
             (text.title, s, 1000 * tokens[s], 1000 * seconds[s], 1000 * seconds[s] / tokens[s])

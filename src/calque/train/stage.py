@@ -64,7 +64,7 @@ class Watch:
         was_training = model.training
         model.eval()
         try:
-            (found,) = self.table(loss_of).ratio(self.numerator, self.denominator, by=())
+            (found,) = self.table(loss_of).measure(f"{self.numerator}/{self.denominator}", by=())
         finally:
             model.train(was_training)
         return found.estimate.value

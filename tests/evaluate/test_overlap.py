@@ -1,0 +1,97 @@
+"""BLEU, chrF, chrF++ and TER from summed counts against sacreBLEU's own numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calque.errors import DataError
+from calque.evaluate.measures import MEASURES
+from calque.evaluate.overlap import Overlap, components, sentence_score
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/33-bavarian-low-resource-nmt.json").read_text())
+SCORES = [case for case in GOLDEN["cases"] if case["kind"] == "scores"]
+NAMES = {"bleu": "BLEU", "chrf": "chrF", "chrf++": "chrF++", "ter": "TER"}
+
+
+def point(overlap, hypotheses):
+    return float(MEASURES[overlap.metric].reduce(overlap.counts(hypotheses).sum(axis=0), overlap.names))
+
+
+@pytest.mark.parametrize("metric", NAMES)
+@pytest.mark.parametrize("case", SCORES, ids=lambda case: case.get("note", case["hypotheses"][0][:20]))
+def test_corpus_scores_are_those_of_sacrebleu(case, metric):
+    references = list(zip(*case["references"], strict=True))
+    expected = case["corpus"][NAMES[metric]]
+    overlap = Overlap(references, metric)
+    assert point(overlap, case["hypotheses"]) == pytest.approx(expected["score"], abs=1e-6)
+    assert overlap.signature == f"{metric}|{expected['signature']}"
+    if metric == "bleu":
+        for tokenize, name in (("char", "BLEU_char"), ("none", "BLEU_none")):
+            found = Overlap(references, "bleu", tokenize=tokenize)
+            assert point(found, case["hypotheses"]) == pytest.approx(case["corpus"][name]["score"], abs=1e-6)
+
+
+@pytest.mark.parametrize("case", SCORES, ids=lambda case: case.get("note", case["hypotheses"][0][:20]))
+def test_sentence_scores_are_those_of_sacrebleu(case):
+    references = list(zip(*case["references"], strict=True))
+    for text, refs, expected in zip(case["hypotheses"], references, case["sentence"], strict=True):
+        counts = components(text, refs, ("bleu", "chrf", "ter"))
+        for metric, score in expected.items():
+            assert sentence_score(metric, counts) == pytest.approx(score, abs=1e-6), (metric, text)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text("ab .,é", max_size=12), st.text("ab .,é", max_size=12)), min_size=1, max_size=6
+    )
+)
+def test_any_text_scores_as_with_sacrebleu(pairs):
+    from sacrebleu.metrics import BLEU, CHRF, TER
+
+    said, gold = zip(*pairs, strict=True)
+    peers = {"bleu": BLEU(force=True), "chrf": CHRF(), "chrf++": CHRF(word_order=2), "ter": TER()}
+    for metric, peer in peers.items():
+        expected = peer.corpus_score(said, [gold]).score
+        assert point(Overlap([[g] for g in gold], metric), said) == pytest.approx(expected, abs=1e-6), metric
+
+
+def test_resampled_sums_score_as_resampled_text():
+    from sacrebleu.metrics import BLEU, CHRF
+
+    case = SCORES[1]
+    drawn = np.random.default_rng(0).integers(0, 8, size=(5, 8))
+    for metric, peer in (("bleu", BLEU(force=True)), ("chrf", CHRF())):
+        overlap = Overlap([[r] for r in case["references"][0]], metric)
+        sums_RS = overlap.counts(case["hypotheses"])[drawn].sum(axis=1)
+        for found, lines in zip(MEASURES[metric].reduce(sums_RS, overlap.names), drawn, strict=True):
+            text = [case["hypotheses"][i] for i in lines]
+            gold = [case["references"][0][i] for i in lines]
+            assert found == pytest.approx(peer.corpus_score(text, [gold]).score, abs=1e-6)
+
+
+def test_sentences_may_have_more_or_fewer_references():
+    overlap = Overlap([["a b c d"], ["a b", "a b c d e"]], "chrf")
+    assert point(overlap, ["a b c d", "a b c d e"]) == pytest.approx(100)
+    assert "nrefs:var" in overlap.signature
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Overlap([], "chrf"), "no sentence"),
+        (lambda: Overlap([["a"], []], "chrf"), "sentence 1: expected a list of one or more references"),
+        (lambda: Overlap(["a"], "chrf"), "sentence 0: expected a list"),
+        (lambda: Overlap([[None]], "chrf"), "sentence 0: expected a list"),
+        (lambda: Overlap([["a"]], "chrf").counts(["a", "b"]), "2 hypotheses for 1 sentences"),
+        (lambda: Overlap([["a"]], "chrf").counts([None]), "hypothesis 0 is None"),
+        (lambda: components("a", []), "sentence 0"),
+    ],
+)
+def test_what_can_not_be_scored_is_refused(call, message):
+    with pytest.raises(DataError, match=message):
+        call()
