@@ -203,6 +203,12 @@ METHODS: dict[str, Method] = _rows(
         "",
     ),
     ("evaluate/floors", "calque.evaluate.floors:floors", "what no model at all would reach", ""),
+    (
+        "evaluate/vectors",
+        "calque.evaluate.vectors:vectors",
+        "is a translation the nearest vector? words and sentences, layer by layer",
+        "Green et al. 2022, arXiv:2208.01018",
+    ),
     ("evaluate/run", "calque.evaluate.run:run", "ask models the items of benchmarks", ""),
     ("evaluate/score", "calque.evaluate.score:score", "score answers that a file holds", ""),
     ("analyze/diff", "calque.analyze.diff:diff", "what differs between two checkpoints", ""),
