@@ -283,3 +283,20 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     tracemalloc.stop()
     assert count == 4000
     assert peak < 6e6, "8 MB of text are streamed in blocks of 1 MB"
+
+
+def test_a_dictionary_may_begin_with_a_word_that_is_a_language_code(tmp_path):
+    path = write(tmp_path / "fr-en.tsv", "de\tof\nchat\tcat\n")
+    corpus = Corpus.open(path, language="fr", to="en")
+    assert list(corpus.pairs("fr", "en")) == [("de", "of"), ("chat", "cat")]
+    path = write(tmp_path / "named.tsv", "en\tfr\nof\tde\ncat\tchat\n")
+    named = Corpus.open(path, language="fr", to="en")
+    assert list(named.pairs("fr", "en")) == [("de", "of"), ("chat", "cat")]
+
+
+def test_a_table_carries_labels_and_questions(tmp_path):
+    path = write(tmp_path / "pairs.tsv", "text\tquestion\tlabel\ncat\tdog\t3.5\ncar\tcup\t1\n")
+    found = [(e.sides["eng_Latn"], e.question, e.target) for e in Corpus.open(path, language="en")]
+    assert found == [("cat", "dog", "3.5"), ("car", "cup", "1")]
+    path = write(tmp_path / "pairs.jsonl", '{"text": "cat", "label": 3.5}\n{"text": "car", "label": 1}\n')
+    assert [e.target for e in Corpus.open(path, language="en")] == ["3.5", 1]

@@ -10,7 +10,8 @@ from calque.errors import DataError
 
 _TARGETS = ("target", "label", "answer")
 _QUESTIONS = ("question", "query", "instruction")
-NAMES = (*_TARGETS, *_QUESTIONS, "spans", "answers", "weight")
+WORDS = (*_TARGETS, *_QUESTIONS)  # what a cell of a plain table can say
+NAMES = (*WORDS, "spans", "answers", "weight")
 
 
 def marks(
@@ -32,8 +33,9 @@ def marks(
     """
     found: dict[str, Any] = {}
     for name in _TARGETS if len(languages) == 1 else _TARGETS[1:]:
-        if isinstance(row.get(name), str | int) and not isinstance(row[name], bool):
-            found["target"] = row[name]
+        value = row.get(name)
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            found["target"] = str(value) if isinstance(value, float) else value
             break
     for name in _QUESTIONS:
         if isinstance(row.get(name), str) and row[name].strip():

@@ -6,7 +6,7 @@ duplicates) comes later and is the same for all formats.
 Columns and keys (CSV, TSV, JSON lines, Parquet): `text` for one side; `source` and `target` (`src`, `tgt`)
 for two; or a column per language, named by its code or name ("ny", "nya_Latn", "Chichewa"); JSON and
 Parquet also `{"translation": {"en": ..., "ny": ...}}` and `{"sides": {...}}`. `group`, `document` or `doc`
-names the document; in JSON and Parquet `target`, `question`, `spans` and `weight` say more
+names the document; `target` (`label`) and `question` say more, in JSON and Parquet also `spans` and `weight`
 (calque.data.marks). CSV and TSV without such a first line: one column is the text, two
 are the two sides.
 """
@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from calque.data.marks import marks
+from calque.data.marks import WORDS, marks
 from calque.errors import ConfigError, DataError
 from calque.language import Language
 
@@ -166,7 +166,7 @@ def _delimited(
     columns: list[str] | None = None
     for number, cells in rows:
         if columns is None:
-            columns = _header(cells)
+            columns = _header(cells, languages)
             if columns:
                 continue
             columns = _nameless(file, cells, languages)
@@ -177,20 +177,26 @@ def _delimited(
                 f"{file}:{number}: {len(cells)} columns, should be {len(columns)} ({', '.join(columns)})"
             )
         else:
-            row = dict(zip(columns, cells, strict=True))
-            yield Record(number, _sides(f"{file}:{number}", row, languages), _group(row))
+            place, row = f"{file}:{number}", dict(zip(columns, cells, strict=True))
+            sides = _sides(place, row, languages)
+            said = {name: row[name] for name in WORDS if row.get(name)}
+            yield Record(number, sides, _group(row), marks(place, said, sides, languages))
 
 
-def _header(cells: Sequence[str]) -> list[str] | None:
+def _header(cells: Sequence[str], languages: Sequence[str]) -> list[str] | None:
     """The column names when the first line is one, in lower case; else None."""
     names = [cell.strip() for cell in cells]
-    known = [name for name in names if name.lower() in _SIDES or _code(name)]
-    if not known or any(len(name) > 40 for name in names):
+    if any(len(name) > 40 for name in names):
+        return None
+    # A dictionary may begin with a word that is also the code of some language ("de" and "of"): one of the
+    # two names must be for a side that is wanted, or both be languages.
+    wanted = [n for n in names if n.lower() in _SIDES or any(_same(n, code) for code in languages)]
+    if not wanted and not all(_code(name) for name in names):
         return None
     # A short first sentence may happen to be the name of a language ("Tonga"): one column needs a key word.
     if len(names) == 1 and names[0].lower() not in _SIDES:
         return None
-    return [name.lower() if name.lower() in (*_SIDES, *_GROUPS) else name for name in names]
+    return [name.lower() if name.lower() in (*_SIDES, *_GROUPS, *WORDS) else name for name in names]
 
 
 def _nameless(file: Path, cells: Sequence[str], languages: Sequence[str]) -> list[str]:
