@@ -18,6 +18,8 @@ LINES = 400
 """Lines of a text that are looked at."""
 _PIECE_LETTERS = 200
 _ENOUGH_PIECES = 4
+_LEAST, _LEAST_DENSE = 20, 8  # letters of one sentence that can be identified
+_DENSE = frozenset(["Hans", "Hant", "Hani", "Jpan", "Kore", "Thai", "Khmr", "Laoo", "Mymr"])
 # Languages this close (two written norms of one language, neighbours in one group) are often taken for
 # each other; no warning is given for that.
 _NEAR = 0.3
@@ -72,6 +74,24 @@ def identify(lines: Sequence[str], language: Language) -> dict[str, Any]:
     if _wrong(labels, language) and count / total >= 0.5:
         found["warning"] = f"{100 * count / total:.0f} % of it looks like {top} ({Language.parse(top).name})"
     return found
+
+
+def looks_like(text: str, language: Language) -> bool | None:
+    """Whether one sentence may be in a language; None where it is too short to tell.
+
+    Half of its letters must be in the language's script; then what py3langid takes it for must be the
+    language or one close to it, or, for a language that py3langid does not know, no unrelated one.
+
+    Args:
+        text: a sentence or more; fewer than 20 letters (8 where no blanks part the words) tell nothing.
+        language: what it should be.
+    """
+    letters = len(regex.findall(r"\p{L}", text))
+    if letters < (_LEAST_DENSE if language.script in _DENSE else _LEAST):
+        return None
+    if _in_script(text, language.script) / letters < 0.5:
+        return False
+    return not _wrong(Counter([_label(text)]), language)
 
 
 def _wrong(labels: Counter[str], language: Language) -> bool:

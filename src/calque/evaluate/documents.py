@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,6 +102,13 @@ def split_words(text: str, language: str) -> list[str]:
 def bare(word: str) -> str:
     """A word without the punctuation around it."""
     return _EDGES.sub("", word)
+
+
+def repetition(words: Sequence[str]) -> float:
+    """Share of pairs of neighbouring words that stand earlier in the text already, marks and case aside."""
+    said = [bare(word).casefold() for word in words]
+    pairs = list(itertools.pairwise(said))
+    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def unspaced(language: str) -> bool:

@@ -12,7 +12,6 @@ language's speed:
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -27,10 +26,10 @@ from calque.data.corpus import Corpus
 from calque.errors import ConfigError, ModelError
 from calque.evaluate.documents import (
     Document,
-    bare,
     documents,
     fingerprint,
     pick,
+    repetition,
     sides,
     split_words,
     unspaced,
@@ -192,13 +191,6 @@ def beginning(text: str, language: str, words: int) -> str:
     for word in text.split()[:words]:
         place = text.index(word, place) + len(word)
     return text[:place].lstrip()
-
-
-def repetition(words: Sequence[str]) -> float:
-    """Share of pairs of neighbouring words that stand earlier in the text already, marks and case aside."""
-    said = [bare(word).casefold() for word in words]
-    pairs = list(itertools.pairwise(said))
-    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def _signature(reader: Reader, writing: _Writing, held: Sequence[Document]) -> str:
