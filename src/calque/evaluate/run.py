@@ -18,6 +18,7 @@ import torch
 from annotated_types import Ge
 
 from calque import __version__
+from calque.disk import write_text
 from calque.errors import ConfigError
 from calque.evaluate import choices, writing
 from calque.evaluate.benchmark import Answer, Benchmark, Item, Prompt, benchmark
@@ -161,9 +162,25 @@ def _exam(
             f"{of.name}, {language}: {len(shown)} items to show as examples, {wanted} asked for"
         )
     pack = LanguagePack.of(language if asked.prompt_language == "native" else asked.prompt_language)
+    heard = Heard(pack.words)
+    of.prompt(items[0], replace(pack, words=heard), shown)
+    pack = replace(pack, borrowed=tuple(word for word in pack.borrowed if word in heard.asked))
     if pack.borrowed:
         say(f"{of.name}, {language}: English is used for {', '.join(pack.borrowed)}")
     return Exam(of, language, pack, items[:limit], shown, asked.split)
+
+
+class Heard(dict[str, str]):
+    """Words that remember which of them a prompt has asked for."""
+
+    def __init__(self, words: Mapping[str, str]) -> None:
+        """Hold the words."""
+        super().__init__(words)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, word: str) -> str:
+        self.asked.add(word)
+        return super().__getitem__(word)
 
 
 class Subject:
@@ -271,13 +288,12 @@ class _Book:
                      exam.benchmark.revision, exam.language, asked, sorted(prompts.items())))  # fmt: skip
         path = work / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.jsonl"
         book = cls({}, path)
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that a kill cut
-            item = row.pop("item")
-            book.answers[item] = Answer(row["text"], row["choice"], tuple(row["scores"]), row["value"])
+        whole, _, cut = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
+        for row in map(json.loads, whole.splitlines()):
+            answer = Answer(row["text"], row["choice"], tuple(row["scores"]), row["value"])
+            book.answers[row["item"]] = answer
+        if cut:  # the line that a kill cut in two
+            write_text(path, whole + "\n" if whole else "")
         return book
 
     def add(self, item: str, answer: Answer) -> None:
@@ -295,7 +311,8 @@ def scored(system: str, exam: Exam, answers: Mapping[str, Answer], made_by: str)
         given = answer or Answer("")
         found = dict(exam.benchmark.score(item, given, exam.pack))
         if exam.benchmark.form == "text":
-            found |= guards(item, given, exam.pack)
+            cut = given.value.get("truncated") if isinstance(given.value, Mapping) else None
+            found |= guards(item, given, exam.pack, truncated=cut)
         found["missing"] = float(answer is None)
         for metric, value in found.items():
             yield {
