@@ -209,6 +209,12 @@ METHODS: dict[str, Method] = _rows(
         "is a translation the nearest vector? words and sentences, layer by layer",
         "Green et al. 2022, arXiv:2208.01018",
     ),
+    (
+        "evaluate/ranking",
+        "calque.evaluate.ranking:ranking",
+        "MAP, nDCG, MRR and recall of rankings, as trec_eval",
+        "Buckley and Voorhees 2000",
+    ),
     ("evaluate/run", "calque.evaluate.run:run", "ask models the items of benchmarks", ""),
     ("evaluate/score", "calque.evaluate.score:score", "score answers that a file holds", ""),
     ("analyze/diff", "calque.analyze.diff:diff", "what differs between two checkpoints", ""),
