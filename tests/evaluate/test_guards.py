@@ -64,6 +64,8 @@ def test_nothing_and_the_same_again_are_seen():
 def test_truncation_is_told_only_where_it_is_known():
     assert "truncated" not in checked(GERMAN)
     assert checked(GERMAN, truncated=True)["truncated"] == 1.0
+    cut = guards(Item("1", "deu_Latn", {}, "x"), Answer(GERMAN, value={"truncated": True}), EN)
+    assert cut["truncated"] == 1.0
 
 
 def test_an_unknown_language_is_refused():

@@ -6,6 +6,8 @@ from nothing at all. These metrics stand beside the score of every item and are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from calque.data.identify import looks_like
 from calque.evaluate.benchmark import Answer, Item
 from calque.evaluate.documents import repetition
@@ -31,7 +33,8 @@ def guards(
         answer: What was answered.
         pack: Words of the prompt; its language plays no part.
         source: The text that a copy would be of, in place of the item's.
-        truncated: Whether the answer was cut by the limit of tokens, where that is known.
+        truncated: Whether the answer was cut by the limit of tokens; without it, what the answer's own value
+            says, if anything.
 
     Returns:
         empty: 1 for no text. identified: 1 where there is enough text to tell its language; off_target: 1
@@ -52,6 +55,8 @@ def guards(
     if source.strip():
         found["copied"] = copied(source, answer.text)
         found["copied_exact"] = float(_bare(source) == _bare(answer.text))
+    if truncated is None and isinstance(answer.value, Mapping):
+        truncated = answer.value.get("truncated")
     if truncated is not None:
         found["truncated"] = float(truncated)
     return found
