@@ -60,6 +60,19 @@ def test_any_text_scores_as_with_sacrebleu(pairs):
         assert point(Overlap([[g] for g in gold], metric), said) == pytest.approx(expected, abs=1e-6), metric
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(*[st.text("ab (,ñ𝒳中", max_size=14)] * 3), min_size=1, max_size=5))
+def test_the_best_of_several_references_is_taken_as_by_sacrebleu(triples):
+    from sacrebleu.metrics import CHRF
+
+    said, *sets = zip(*triples, strict=True)
+    for metric, peer in (("chrf", CHRF()), ("chrf++", CHRF(word_order=2))):
+        overlap = Overlap(list(zip(*sets, strict=True)), metric)
+        assert point(overlap, said) == pytest.approx(peer.corpus_score(said, sets).score, abs=1e-9)
+        expected = np.array(peer._extract_corpus_statistics(said, sets)).reshape(len(said), -1, 3)
+        assert (overlap.counts(said).reshape(len(said), 3, -1) == expected.transpose(0, 2, 1)).all()
+
+
 def test_resampled_sums_score_as_resampled_text():
     from sacrebleu.metrics import BLEU, CHRF
 

@@ -1,8 +1,9 @@
 """Overlap of a translation with its references: BLEU, chrF, chrF++ and TER as components that add up.
 
-Counting is sacreBLEU's own, so that the measures of `calque.evaluate.measures` give its scores exactly; only
-what is kept differs: one line of counts for each sentence, instead of one number for a corpus. References
-are read once for any number of systems.
+The measures of `calque.evaluate.measures` give sacreBLEU's scores exactly; what is kept differs: one line of
+counts for each sentence, instead of one number for a corpus. Tokens, edits and BLEU's counts are taken by
+sacreBLEU itself; the n-grams of chrF are counted here, for all sentences at once. References are read once
+for any number of systems.
 
 Shape letters: N sentences, S counts of a metric.
 
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calque.errors import DataError
-from calque.evaluate.measures import BLEU_ORDERS, CHRF_WORDS, MEASURES
+from calque.evaluate.measures import BLEU_ORDERS, CHRF_ORDERS, CHRF_WORDS, MEASURES
+from calque.evaluate.ngrams import Grams
 
 Metric = Literal["bleu", "chrf", "chrf++", "ter"]
 
@@ -42,9 +44,14 @@ class Overlap:
         self, references: Sequence[Sequence[str]], metric: Metric, *, tokenize: str | None = None
     ) -> None:
         _refuse(references)
-        # sacreBLEU wants one list of first references, one of second ones, and so on.
-        self._metric = _of_sacrebleu(metric, tokenize, list(zip_longest(*references)))
+        # One list of first references, one of second ones, and so on; None where a sentence has fewer.
+        sets = list(zip_longest(*references))
         self.metric: Metric = metric
+        self._metric = _of_sacrebleu(metric, tokenize, sets)
+        if metric in ("chrf", "chrf++"):
+            self._sets = [
+                (np.array([text is not None for text in texts]), self._grams(texts)) for texts in sets
+            ]
         self.sentences = len(references)
         self.names: tuple[str, ...] = MEASURES[metric].needs
 
@@ -64,13 +71,37 @@ class Overlap:
         for number, text in enumerate(hypotheses):
             if not isinstance(text, str):
                 raise DataError(f"hypothesis {number} is {text!r}; expected text, '' where there is none")
+        if self.metric in ("chrf", "chrf++"):
+            return self._of_characters(hypotheses)
         found = np.array(self._metric._extract_corpus_statistics(hypotheses, None), dtype=np.float64)
         if self.metric == "bleu":  # written length, expected length, right ones, all of them
             return found[:, [*range(2, 2 + 2 * BLEU_ORDERS), 0, 1]]
-        if self.metric == "ter":
-            return found
-        orders = found.shape[1] // 3  # (hypothesis, reference, both) for each order
-        return found.reshape(len(found), orders, 3).transpose(0, 2, 1).reshape(len(found), 3 * orders)
+        return found
+
+    def _grams(self, texts: Sequence[str | None]) -> list[Grams]:
+        """The n-grams of one reference of each sentence: of characters, and for chrF++ of words."""
+        given = [text or "" for text in texts]
+        found = [Grams(["".join(text.split()) for text in given], CHRF_ORDERS)]
+        if self.metric == "chrf++":
+            found.append(Grams([self._metric._remove_punctuation(text) for text in given], CHRF_WORDS))
+        return found
+
+    def _of_characters(self, hypotheses: Sequence[str]) -> NDArray[np.float64]:
+        """[N, S] against the reference of each sentence that it scores best with, the first of equals."""
+        symbols: list[list[Any]] = [["".join(text.split()) for text in hypotheses]]
+        if self.metric == "chrf++":
+            symbols.append([self._metric._remove_punctuation(text) for text in hypotheses])
+        best: NDArray[np.float64] = np.zeros((self.sentences, len(self.names)))
+        highest = np.full(self.sentences, -1.0)
+        for there, grams in self._sets:
+            parts = [kind.shared(texts) for kind, texts in zip(grams, symbols, strict=True)]
+            given, expected, both = (np.concatenate(side, axis=1) for side in zip(*parts, strict=True))
+            # Where the reference has no n-gram of an order, sacreBLEU counts none of the hypothesis either.
+            counts = np.concatenate([np.where(expected > 0, given, 0), expected, both], axis=1).astype(float)
+            score = np.where(there, MEASURES[self.metric].reduce(counts, self.names), -1.0)
+            better = score > highest
+            best[better], highest[better] = counts[better], score[better]
+        return best
 
 
 def components(
@@ -107,7 +138,10 @@ def _of_sacrebleu(metric: Metric, tokenize: str | None, references: list[tuple[s
         return BLEU(tokenize=tokenize, force=True, references=given)
     if metric == "ter":
         return TER(references=given)
-    return CHRF(word_order=CHRF_WORDS if metric == "chrf++" else 0, references=given)
+    found = CHRF(word_order=CHRF_WORDS if metric == "chrf++" else 0)
+    sizes = {sum(text is not None for text in texts) for texts in zip(*references, strict=True)}
+    found.num_refs = sizes.pop() if len(sizes) == 1 else -1  # for its signature; -1 is "var"
+    return found
 
 
 def _refuse(references: Sequence[Sequence[str]]) -> None:
