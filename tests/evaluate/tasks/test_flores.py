@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from calque.errors import ConfigError, DataError
@@ -40,9 +41,7 @@ def test_the_measures_of_a_right_translation_are_perfect_and_of_none_nothing(fol
         for name in ("bleu", "chrf", "chrf++"):
             needs = MEASURES[name].needs
             sums = [sum(c[n] for c in counts) for n in needs]
-            assert float(MEASURES[name].reduce(__import__("numpy").array(sums), needs)) == pytest.approx(
-                wanted
-            )
+            assert float(MEASURES[name].reduce(np.array(sums), needs)) == pytest.approx(wanted)
 
 
 def test_the_source_said_back_is_a_copy_off_target(folder):
