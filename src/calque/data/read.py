@@ -8,7 +8,7 @@ for two; or a column per language, named by its code or name ("ny", "nya_Latn", 
 Parquet also `{"translation": {"en": ..., "ny": ...}}` and `{"sides": {...}}`. `group`, `document` or `doc`
 names the document; `target` (`label`) and `question` say more, in JSON and Parquet also `spans` and `weight`
 (calque.data.marks). CSV and TSV without such a first line: one column is the text, two
-are the two sides.
+are the two sides. CoNLL columns (`.conll`, `.conllu`): what is tagged are the spans.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from calque.data.columns import sentences, spans
 from calque.data.marks import WORDS, marks
 from calque.errors import ConfigError, DataError
 from calque.language import Language
@@ -157,6 +158,15 @@ def _plain(file: Path, languages: Sequence[str]) -> Iterator[Record]:
             f"{file}: plain text has one side; parallel text is a pair 'a.txt,b.txt', a .tsv, .jsonl or .tmx"
         )
     return (Record(number, {languages[0]: line}) for number, line in lines(file))
+
+
+def _tagged(file: Path, languages: Sequence[str]) -> Iterator[Record]:
+    """Sentences of tagged words; what is tagged are the spans."""
+    if len(languages) > 1:
+        raise DataError(f"{file}: tagged words have one side; parallel text is a .tsv, .jsonl or .tmx")
+    for number, words, tags in sentences(file, lines(file), universal=ending(file) == ".conllu"):
+        marked = {"spans": {languages[0]: spans(words, tags)}}
+        yield Record(number, {languages[0]: " ".join(words)}, marks=marked)
 
 
 def _delimited(
@@ -359,5 +369,7 @@ READERS: Mapping[str, Callable[[Path, Sequence[str]], Iterator[Record]]] = {
     ".csv": _csv,
     ".parquet": _parquet,
     ".tmx": _tmx,
+    ".conll": _tagged,
+    ".conllu": _tagged,
 }
 """Ending -> its reader."""

@@ -217,7 +217,8 @@ def _answers(
     open_items = [item for item in exam.items if item.id not in book.answers]
     title = f"{exam.benchmark.name}, {exam.language}: {subject.name}"
     with bar(title, len(exam.items), "items") as shown:
-        shown.update(len(book.answers), "done before")
+        if book.answers:
+            shown.update(len(book.answers), "from the run before")
         for item, answer in _ask(subject, exam.language, open_items, prompts, asked, batch_tokens):
             book.add(item.id, answer)
             shown.update(1, "")

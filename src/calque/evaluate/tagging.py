@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from calque.data.columns import sentences
 from calque.data.read import ending, lines
 from calque.errors import ConfigError, DataError
 from calque.evaluate.benchmark import Answer, Item, Prompt, Row
@@ -16,8 +17,6 @@ from calque.evaluate.files import records
 from calque.evaluate.pack import LanguagePack
 from calque.language import Language
 
-_CONLLU = 10  # columns
-_UPOS = 3
 _SPLITS = {"validation": ("dev", "valid", "validation"), "dev": ("dev", "valid", "validation")}
 
 
@@ -37,7 +36,7 @@ def rows(path: Path, language: str, split: str) -> Iterator[Row]:
         yield from records(file)
         return
     found = 0
-    for place, words, tags in _sentences(file):
+    for place, words, tags in sentences(file, lines(file), universal=ending(file) == ".conllu"):
         found += 1
         yield {"id": str(found), "words": words, "tags": tags, "where": f"{file}:{place}"}
     if not found:
@@ -74,42 +73,6 @@ def _means(name: str, language: Language) -> bool:
         return Language.parse(name).iso == language.iso
     except ConfigError:
         return False
-
-
-def _sentences(file: Path) -> Iterator[tuple[int, list[str], list[str]]]:
-    universal = ending(file) == ".conllu"
-    words: list[str] = []
-    tags: list[str] = []
-    start = number = 0
-    for number, line in lines(file):
-        line = line.strip()
-        if not line and words:
-            yield start, words, tags
-            words, tags = [], []
-        if not line or line.startswith("-DOCSTART-") or (universal and line.startswith("#")):
-            continue
-        pair = _universal(f"{file}:{number}", line) if universal else _columns(f"{file}:{number}", line)
-        if pair:
-            start = start if words else number
-            words.append(pair[0])
-            tags.append(pair[1])
-    if words:
-        yield start, words, tags
-
-
-def _columns(where: str, line: str) -> tuple[str, str]:
-    cells = line.split("\t") if "\t" in line else line.split()
-    if len(cells) < 2:
-        raise DataError(f"{where}: one column, '{line:.40}'; expected a word and its tag")
-    return cells[0].strip(), cells[-1].strip()
-
-
-def _universal(where: str, line: str) -> tuple[str, str] | None:
-    """Word and tag; None for a range of words ("1-2") and for a word that is only understood ("8.1")."""
-    cells = line.split("\t")
-    if len(cells) != _CONLLU:
-        raise DataError(f"{where}: {len(cells)} columns; CoNLL-U has {_CONLLU}, divided by tabs")
-    return None if not cells[0].isdigit() else (cells[1], cells[_UPOS])
 
 
 def name(row: Row) -> str:
@@ -165,6 +128,11 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def _unmarked(tag: str, names: Mapping[str, str] | Sequence[str]) -> str:
+    """The tag as the task knows it: a head that learnt spans says "B-NOUN" where it says "NOUN"."""
+    return tag[2:] if tag not in names and tag[:2] in ("B-", "I-") and tag[2:] in names else tag
+
+
 class Told(NamedTuple):
     """The tags of an answer, one for each word, and how many words it gave none that is known."""
 
@@ -194,7 +162,7 @@ def tags_of(item: Item, answer: Answer, names: Mapping[str, str] | Sequence[str]
             raise DataError(
                 f"item {item.id}: {len(answer.value)} tags for {len(words)} words; expected one for each"
             )
-        return Told([str(tag) for tag in answer.value], 0)
+        return Told([_unmarked(str(tag), names) for tag in answer.value], 0)
     known = {_plain(name): name for name in names}
     found = _aligned(words, _pairs(answer.text, known), known)
     return Told([none if tag is None else tag for tag in found], sum(tag is None for tag in found))
