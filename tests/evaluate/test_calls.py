@@ -127,10 +127,7 @@ def verdict(expected, text, **more):
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        (
-            '[{"name": "book", "arguments": {"n": 1}}, {"name": "get_weather", "arguments": {"city": "zomba", "days": 2}}]',
-            2,
-        ),
+        (json.dumps([{"name": call.name, "arguments": call.arguments} for call in (G, F)]), 2),
         ("[book(n=1), get_weather(days=2, city='Zomba')]", 2),
         ("get_weather(city='Zomba', days=2)", 1),
         ('[{"get_weather": {"city": "Zomba", "days": 2}}]', 1),
