@@ -9,7 +9,7 @@ Shape letters: S sums, one for each metric that a measure needs; K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,8 +27,8 @@ _BETA = 2.0
 LOWER = frozenset(
     {
         "bits", "tokens", "seconds", "crumb_bytes", "split_words", "unknown", "repetition",
-        "missing", "empty", "truncated", "copied", "off_target", "repeated", "refused", "edit_distance",
-        "edits", "crashed",
+        "missing", "empty", "truncated", "copied", "copied_exact", "off_target", "repeated", "refused",
+        "edits", "edit_distance", "crashed",
     }
 )  # fmt: skip
 
@@ -73,7 +73,7 @@ def measure(name: str, metrics: Collection[str] | None = None) -> Measure:
     Raises:
         ConfigError: Nothing of that name can be made of these metrics; with the nearest names.
     """
-    known = MEASURES.get(name)
+    known = MEASURES.get(name) or _prefixed(name)
     if known and (metrics is None or known.columns(metrics) is not None):
         return known
     if metrics is None or name in metrics:
@@ -93,8 +93,8 @@ def measure(name: str, metrics: Collection[str] | None = None) -> Measure:
 def wanted(name: str, metrics: Collection[str]) -> list[str]:
     """Every metric that a measure of that name could need, in the order given."""
     found = {name}
-    if name in MEASURES:
-        found |= set(MEASURES[name].columns(metrics) or ())
+    if known := MEASURES.get(name) or _prefixed(name):
+        found |= set(known.columns(metrics) or ())
     for place in (i for i, letter in enumerate(name) if letter == "/"):
         found |= {name[:place], name[place + 1 :]}
     return [metric for metric in metrics if metric in found]
@@ -104,6 +104,19 @@ def _there(names: Collection[str]) -> str:
     shown = list(dict.fromkeys(names))
     more = f" and {len(shown) - 24} more" if len(shown) > 24 else ""
     return f"there are {', '.join(shown[:24])}{more}" if shown else "there are none"
+
+
+def _prefixed(name: str) -> Measure | None:
+    """ "argument.f1" is the f1 of argument.tp, argument.fp and argument.fn; None for other names."""
+    prefix, _, last = name.rpartition(".")
+    base = MEASURES.get(last)
+    if not prefix or base is None or base.needs[0] not in ("tp", "tp.*"):
+        return None
+    needs = tuple(f"{prefix}.{need}" for need in base.needs)
+    cut = len(prefix) + 1
+    return replace(
+        base, name=name, needs=needs, reduce=lambda s, n: base.reduce(s, tuple(m[cut:] for m in n))
+    )
 
 
 def _mean(metric: str) -> Measure:
@@ -151,6 +164,12 @@ def _macro_f1(sums: Sums, names: tuple[str, ...]) -> Sums:
     return _or_zero(2 * tp, 2 * tp + fp + fn).sum(axis=-1) / occurs.sum(axis=-1)
 
 
+def _macro_f1_all(sums: Sums, names: tuple[str, ...]) -> Sums:
+    """Mean over all classes that are named; one that never occurs has an F1 of 0."""
+    tp, fp, fn = _by_class(sums, names)
+    return _or_zero(2 * tp, 2 * tp + fp + fn).mean(axis=-1)
+
+
 def _macro_f1_gold(sums: Sums, names: tuple[str, ...]) -> Sums:
     """Mean over the classes that occur in the gold answers."""
     tp, fp, fn = _by_class(sums, names)
@@ -177,6 +196,12 @@ def _lost(sums: Sums, _: tuple[str, ...]) -> Sums:
 
 def _gained(sums: Sums, _: tuple[str, ...]) -> Sums:
     return (sums[..., 1] - sums[..., 0]) / sums[..., 2]
+
+
+def _f1_of_shares(sums: Sums, _: tuple[str, ...]) -> Sums:
+    """F1 of a precision and a recall that have sums of their own."""
+    precision, recall = _or_zero(sums[..., 0], sums[..., 1]), _or_zero(sums[..., 2], sums[..., 3])
+    return _or_zero(2 * precision * recall, precision + recall)
 
 
 def _bleu(sums: Sums, names: tuple[str, ...]) -> Sums:
@@ -217,6 +242,7 @@ BLEU_PARTS = (*_numbered("bleu", "ct", BLEU_ORDERS), "bleu.hyp", "bleu.ref")
 CHRF_PARTS = _numbered("chrf", "hrm", CHRF_ORDERS)
 CHRF_PLUS_PARTS = _numbered("chrf++", "hrm", CHRF_ORDERS + CHRF_WORDS)
 SPEARMAN_PARTS = tuple(f"spearman.{part}" for part in ("n", "x", "y", "xy", "xx", "yy"))
+_CARB = ("carb.made", "carb.recalled", "carb.gold")
 TER_PARTS = ("ter.edits", "ter.ref")
 
 MEASURES: dict[str, Measure] = {
@@ -228,8 +254,11 @@ MEASURES: dict[str, Measure] = {
         Measure("precision", ("tp", "fp"), _share),
         Measure("recall", ("tp", "fn"), _share),
         Measure("macro_f1", ("tp.*", "fp.*", "fn.*"), _macro_f1),
+        Measure("macro_f1_all", ("tp.*", "fp.*", "fn.*"), _macro_f1_all),
         Measure("macro_f1_gold", ("tp.*", "fp.*", "fn.*"), _macro_f1_gold),
         Measure("weighted_f1", ("tp.*", "fp.*", "fn.*"), _weighted_f1),
+        Measure("carb.f1", ("carb.precise", *_CARB), _f1_of_shares),
+        Measure("carb/published.f1", ("carb/published.precise", *_CARB), _f1_of_shares),
         Measure("forgetting", ("correct.before", "correct"), _lost, "lower"),
         Measure("gain", ("correct.before", "correct", COUNT), _gained),
         Measure("spearman", SPEARMAN_PARTS, _spearman),
