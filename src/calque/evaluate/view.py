@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from calque.errors import DataError
 from calque.stats import Estimate
@@ -38,6 +39,15 @@ class View:
 
     def __len__(self) -> int:
         return len(self.aggregates)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The aggregates as flat records, for export."""
+        for entry in self.aggregates:
+            e = entry.estimate
+            yield {
+                **entry.group, "measure": entry.measure, "value": e.value, "low": e.low, "high": e.high,
+                "units": e.units, "p": e.p, "signatures": " ".join(entry.signatures),
+            }  # fmt: skip
 
     def pivot(self, rows: str = "system", columns: str = "task") -> dict[str, dict[str, Aggregate]]:
         """Nested by two of the grouping columns.
