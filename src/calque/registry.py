@@ -215,6 +215,12 @@ METHODS: dict[str, Method] = _rows(
         "MAP, nDCG, MRR and recall of rankings, as trec_eval",
         "Buckley and Voorhees 2000",
     ),
+    (
+        "evaluate/forgetting",
+        "calque.evaluate.forgetting:forgetting",
+        "small classifiers: train on A, test on B, tune on B, test on A again",
+        "Thangaraj et al. 2024, arXiv:2409.10965",
+    ),
     ("evaluate/run", "calque.evaluate.run:run", "ask models the items of benchmarks", ""),
     ("evaluate/score", "calque.evaluate.score:score", "score answers that a file holds", ""),
     ("evaluate/compare", "calque.evaluate.compare:compare", "systems on common items, tested in pairs", ""),

@@ -1,0 +1,1 @@
+"""Small classifiers of texts to compare language models with."""
