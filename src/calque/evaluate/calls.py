@@ -267,3 +267,32 @@ def expectation(value: Any) -> tuple[Call, ...] | None:
     if not value.get("should_call_function", False):
         return ()
     return (Call(str(value.get("expected_function", "")), value.get("expected_parameters") or {}),)
+
+
+def request(row: Mapping[str, Any], where: str) -> str:
+    """The request; BFCL nests it as turns of messages."""
+    asked: Any = row.get("question", row.get("user_message"))
+    while isinstance(asked, list) and asked:
+        asked = asked[-1]
+    asked = asked.get("content") if isinstance(asked, dict) else asked
+    if not isinstance(asked, str) or not asked.strip():
+        raise DataError(f"{where}: question is {asked!r:.60}; expected a text")
+    return asked
+
+
+def of_json(value: Any, where: str) -> Any:
+    """A field that may be JSON or be written as text of it."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error.msg} at character {error.pos + 1})") from None
+
+
+def json_in(text: str) -> Any:
+    """The first JSON object or list within a text; None where there is none."""
+    for match in re.finditer(r"[\[{]", text):
+        try:
+            return json.JSONDecoder().raw_decode(text[match.start() :])[0]
+        except (json.JSONDecodeError, RecursionError):
+            continue
+    return None
