@@ -118,3 +118,31 @@ def test_wrong_folders_parts_and_languages_are_refused(tmp_path):
         source.items(B, "eng_Latn", "dev:to-english-human")
     with pytest.raises(DataError, match="a file; give the unpacked folder"):
         Source.open(tmp_path / "czech/dev.jsonl").items(B, "ces_Latn", "dev")
+
+
+def test_the_parts_of_a_language_pair_up_to_the_effects(tmp_path):
+    """Mother-tongue and locality effect and consistency of the golden table, from scores by part and id."""
+    table = next(c for c in GOLDEN["cases"] if c["kind"] == "table")
+    wanted = next(c for c in GOLDEN["cases"] if c["kind"] == "effects")
+    given = {(p["language"], p["id"]): p["prediction"] for p in table["predictions"]}
+    right = {}
+    for key, listed in table["references"].items():
+        place, language, split = part(key)
+        put(tmp_path, place, *(row(r["id"], targets=r["targets"]) for r in listed))
+        items = Source.open(tmp_path).items(B, language, split)
+        scores = {i.id: B.score(i, Answer(given[key, i.id]), LanguagePack.of(language)) for i in items}
+        right[language, split] = {name: found["em/published"] for name, found in scores.items()}
+
+    def percent(language, split):
+        return 100 * sum(right[language, split].values()) / len(right[language, split])
+
+    for name in ("czech", "thai"):
+        code = NAMES[name]
+        local, english = right[code, "dev"], right[code, "dev:to-english-human"]
+        effect = percent(code, "dev") - percent(code, "dev:to-english-human")
+        assert effect == pytest.approx(wanted["mother_tongue_effect"][name])
+        effect = percent(code, "dev") - percent(code, "dev:from-english-human")
+        assert effect == pytest.approx(wanted["locality_effect"][name])
+        both = sum(min(local[i], english[i]) for i in local)
+        some = sum(max(local[i], english[i]) for i in local)
+        assert both / some == pytest.approx(wanted["consistency"][name])
