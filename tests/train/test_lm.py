@@ -135,6 +135,19 @@ def test_replay_has_its_share(base, corpus, tmp_path):
     assert abs(share - 0.25) < 0.05
 
 
+def test_replay_goes_to_its_last_share_in_a_straight_line(base, corpus, tmp_path):
+    other = Corpus.of(Example(str(n), {"eng_Latn": "all human beings " * 3}, group=str(n)) for n in range(5))
+    lm(base, corpus, other, work=tmp_path, steps=40, replay_share=0.6, replay_end=0.1, **SMALL)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+
+    def share(part):
+        return sum(x["replay_share"] * x["batch_tokens"] for x in part) / sum(x["batch_tokens"] for x in part)
+
+    assert [share(lines[:10]), share(lines[15:25]), share(lines[-10:])] == pytest.approx(
+        [0.54, 0.35, 0.16], abs=0.06
+    )
+
+
 def test_averaging_gives_the_mean_of_the_last_weights(base, corpus, tmp_path):
     settings = {**SMALL, "schedule": "constant", "warmup": 0.0}
     third, fourth = (lm(base, corpus, work=tmp_path / str(n), steps=n, **settings) for n in (3, 4))
@@ -239,6 +252,7 @@ def test_a_loss_that_is_no_number_stops(base, corpus, tmp_path):
         ({"minutes": 0}, "0 minutes"),
         ({"tokens": 0}, "0 tokens"),
         ({"steps": 1, "replay_share": 0.1}, "needs a replay text"),
+        ({"steps": 1, "replay_end": 0.1}, "needs a replay_share to come from"),
         ({"steps": 1, "part": "embeddings+outer", "outer": 3}, "model of 4 layers"),
         ({"steps": 1, "batch_tokens": 16}, "less than one piece"),
     ],

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge, Gt, Interval
 
 from calque.data.corpus import Corpus
-from calque.data.mixture import Mixture, by_size
+from calque.data.mixture import Mixture, Rates, by_size, linear
 from calque.data.ngram import Ngrams
 from calque.data.pack import Pieces, pack
 from calque.delta.attach import attach
@@ -68,6 +68,7 @@ def lm(
     average: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     rows: Literal["seen", "all"] = "seen",
     replay_share: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    replay_end: Annotated[float, Interval(gt=0, lt=1)] | None = None,
     sampling: Annotated[float, Gt(0)] = 1.0,
     counts: Annotated[float, Interval(ge=0, le=1)] = 0.0,
     taught: Annotated[float, Interval(gt=0, le=1)] = 0.5,
@@ -121,6 +122,8 @@ def lm(
         average: Share of the budget, from its end, whose weights are averaged into the result; 0 = off.
         rows: Which embedding rows a step may move: those of tokens in it, or all.
         replay_share: Share of the tokens taken from `replay`.
+        replay_end: The same share at the last step, where it is to go there in a straight line; needs a
+            budget in steps.
         sampling: Temperature T over `text` and `more`: each is drawn in proportion to its size^(1/T).
         counts: Share of each label of `text` that a trigram model of the whole text gives. For a text that
             is much longer than what the budget can read.
@@ -156,6 +159,8 @@ def lm(
     material = ("model", "text", "replay", "delta", "more", "held_out", "teacher", "work", "material")
     settings: dict[str, Any] = {k: v for k, v in locals().items() if k not in material}
     _refuse(replay, replay_share, counts, teacher, batch_tokens // accumulate, length)
+    if replay_end is not None and (steps is None or not replay_share):
+        raise ConfigError(f"replay_end = {replay_end} needs a replay_share to come from, and steps to go by")
     delta = added(model, delta, part, rank, alpha, seed)
     texts = {"text": text, **{f"more-{name}": found for name, found in (more or {}).items()}}
     if replay is not None:
@@ -170,7 +175,10 @@ def lm(
     settings["teacher"] = fingerprint(teacher.folder) if teacher else None
     if found := finished(work, settings):
         return found
-    stream = Mixture(tuple(sources), _rates(sources, sampling, replay_share), seed, epochs)
+    rates: Rates | tuple[float, ...] = _rates(sources, sampling, replay_share)
+    if replay_end is not None and steps is not None:
+        rates = linear(rates, _rates(sources, sampling, replay_end), steps - 1)
+    stream = Mixture(tuple(sources), rates, seed, epochs)
     if epochs is not None and (minutes, tokens, steps) == (None, None, None):
         tokens = round(epochs * stream.epoch_tokens())
     budget = Budget(minutes, tokens, steps)
