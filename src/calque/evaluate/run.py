@@ -46,6 +46,7 @@ class Asked:
     normalise: Normalise
     start: bool
     chat: bool
+    constrain: bool
     temperature: float
     seed: int
 
@@ -63,6 +64,7 @@ def run(
     normalise: Normalise = "none",
     start: bool = True,
     chat: bool = False,
+    constrain: bool = False,
     temperature: Annotated[float, Ge(0)] = 0.0,
     batch_tokens: Annotated[int, Ge(8)] = 4096,
     dtype: Dtype = "auto",
@@ -86,6 +88,8 @@ def run(
             choice without the question.
         start: Whether the tokenizer's start token stands before the prompt.
         chat: Whether prompts are put into the model's chat template, as what the user says.
+        constrain: Whether written answers are held to the grammar of a task that has one (calls of functions,
+            tags of words); needs the extra `constrain`.
         temperature: Of sampling; 0 takes the likeliest token each time.
         batch_tokens: Tokens in a batch of written answers; changes speed and memory, not results.
         dtype: As for `evaluate/lm`.
@@ -105,7 +109,7 @@ def run(
     """
     if not systems or not tasks:
         raise ConfigError("nothing to evaluate; give at least one system and one task")
-    asked = Asked(split, shots, prompt_language, normalise, start, chat, temperature, seed)
+    asked = Asked(split, shots, prompt_language, normalise, start, chat, constrain, temperature, seed)
     exams = [
         _exam(benchmark(name), source, Language.parse(code).code, asked, shots_split, limit)
         for name, source in tasks.items()
@@ -131,10 +135,12 @@ class Exam:
     items: Sequence[Item]
     shots: Sequence[Item]
     split: str
+    constrain: bool = False
 
     def prompt(self, item: Item) -> Prompt:
-        """The item in words."""
-        return self.benchmark.prompt(item, self.pack, self.shots)
+        """The item in words; with its grammar only where answers are held to it."""
+        found = self.benchmark.prompt(item, self.pack, self.shots)
+        return found if self.constrain else replace(found, grammar="")
 
 
 def _languages(name: str, source: Source) -> tuple[str, ...]:
@@ -167,7 +173,7 @@ def _exam(
     pack = replace(pack, borrowed=tuple(word for word in pack.borrowed if word in heard.asked))
     if pack.borrowed:
         say(f"{of.name}, {language}: English is used for {', '.join(pack.borrowed)}")
-    return Exam(of, language, pack, items[:limit], shown, asked.split)
+    return Exam(of, language, pack, items[:limit], shown, asked.split, asked.constrain)
 
 
 class Heard(dict[str, str]):

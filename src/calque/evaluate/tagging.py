@@ -113,7 +113,7 @@ def prompt(item: Item, pack: LanguagePack, shots: Sequence[Item], names: Sequenc
     return Prompt(
         "\n\n".join(blocks),
         stop=("\n\n",),
-        max_tokens=len(item.fields["words"]) * (longest // 2 + 6),
+        max_tokens=len(item.fields["words"]) * (longest + 8),
         grammar=_grammar(item.fields["words"], names),
     )
 
