@@ -258,6 +258,36 @@ def diff(one: str, other: str, as_json: bool) -> None:
     click.echo(json.dumps(list(table.rows()), indent=1) if as_json else job.to_text(table))
 
 
+@cli.command(
+    epilog=examples(
+        "calque compare base.parquet adapted.parquet\n"
+        "calque compare old=a/ new=b/ --metric chrf --out comparison.html"
+    )
+)
+@click.argument("tables", nargs=-1, required=True)
+@click.option("--baseline", default="", metavar="SYSTEM", help="Compare with it [default: the first].")
+@click.option("--metric", multiple=True, help="A measure or metric [default: the headline of each task].")
+@click.option("--by", multiple=True, metavar="COLUMN", help="Group by it, task apart [default: language].")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write .html, .csv, .parquet, .tex, .md or .json."
+)
+@_JSON
+def compare(tables: Sequence[str], out: Path | None, as_json: bool, baseline: str, **given: Any) -> None:
+    """Compare the systems in TABLES item by item: differences, intervals, adjusted tests.
+
+    TABLES are files (.parquet, .jsonl) or folders of runs and steps, each also as NAME=PATH.
+    """
+    from calque.evaluate import compare as job
+
+    asked: Any = {name: list(values) or None for name, values in given.items()}
+    found = job.compare(job.read(tables), baseline=baseline, **asked)
+    if out:
+        from calque.report.comparison import write_comparison
+
+        write_comparison(found, out)
+    click.echo(json.dumps(found.plain(), indent=1, ensure_ascii=False) if as_json else found.to_text())
+
+
 @cli.command(epilog=examples("calque report out/"))
 @click.argument("out", type=click.Path(path_type=Path))
 def report(out: Path) -> None:

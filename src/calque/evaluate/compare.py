@@ -100,6 +100,27 @@ def compare(
     )
 
 
+def read(references: Sequence[str]) -> dict[str, Table]:
+    """Tables by name, from files and folders given as PATH or NAME=PATH.
+
+    Raises:
+        DataError: As `tables_of`.
+        ConfigError: Two tables of one name.
+    """
+    found: dict[str, Table] = {}
+    for reference in references:
+        name, equals, rest = reference.partition("=")
+        if equals and not Path(reference).exists():
+            called, path = name, Path(rest)
+        else:
+            path = Path(reference)
+            called = path.resolve().parent.name if path.stem == "table" else path.resolve().stem
+        if called in found:
+            raise ConfigError(f"two tables are called '{called}'; give them names: NAME={path}")
+        found[called] = tables_of(path)
+    return found
+
+
 def tables_of(path: Path) -> Table:
     """The table in a file, or all those in a folder of a run or of one of its steps.
 

@@ -95,7 +95,7 @@ def both(draw: Any, content: Any, name: str, description: str, wide: float = WID
     """A chart for wide and for narrow screens; the page shows one of them.
 
     Args:
-        draw: `forest`, `curves` or `search`.
+        draw: `forest`, `differences`, `curves` or `search`.
         content: What it draws.
         name: Beginning of every id in the drawing; unique on the page.
         description: What a reader who does not see the chart is told.
@@ -188,6 +188,53 @@ def _range(panels: Sequence[Panel]) -> tuple[float, float]:
     low, high = min(values), min(max(values), 1.2 * max(ends or values))
     room = 0.08 * (high - low) or 0.5
     return max(0.0, low - room), high + room
+
+
+def differences(panels: Sequence[Panel], width: float) -> Figure:
+    """Differences with intervals around a line at zero: a row for each mark, a panel below the other."""
+    narrow = width == NARROW
+    row, head, foot = (36.0, 36.0, 32.0) if narrow else (25.0, 36.0, 32.0)
+    counts = [len(panel.marks) for panel in panels]
+    height = sum(head + row * count + foot for count in counts)
+    longest = max(len(mark.label) for panel in panels for mark in panel.marks)
+    margin = 4.0 if narrow else min(300.0, 24.0 + 7.2 * longest)
+    figure, top = _figure(width, height), height
+    for panel, count in zip(panels, counts, strict=True):
+        box = (margin, top - head - row * count, width - margin - 76.0, row * count)
+        top -= head + row * count + foot
+        axes: Any = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+        ends = [v for m in panel.marks for v in (m.estimate.low, m.estimate.value, m.estimate.high)]
+        far = 1.08 * max((abs(v) for v in ends if np.isfinite(v)), default=1.0) or 1.0
+        axes.set_xlim(-far, far)
+        axes.set_title(panel.title, loc="left", fontsize=13, fontweight="bold", pad=12)
+        axes.set_ylim(count - 0.4, -0.6)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="both", length=0, labelsize=11.5)
+        axes.grid(axis="x", color=_LINE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.axvline(0, color=_SOFT, linewidth=1.2)
+        axes.set_yticks(range(count), [""] * count if narrow else [mark.label for mark in panel.marks])
+        for place, mark in enumerate(panel.marks):
+            _difference(axes, mark, place, narrow)
+        axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 9))
+    return figure
+
+
+def _difference(axes: Any, mark: Mark, place: int, narrow: bool) -> None:
+    e, colour = mark.estimate, _ROLES[mark.role]
+    if np.isfinite(e.low):
+        axes.plot([e.low, e.high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
+    face = _PAPER if mark.role == "base" else colour
+    axes.plot([e.value], [place], "o", markersize=7.5, color=colour, mfc=face, mew=1.8, clip_on=False)
+    axes.annotate(
+        f"{e.value:+.3f}", (1, place), (66, 0), xycoords=("axes fraction", "data"), color=_INK,
+        textcoords="offset points", ha="right", va="center", annotation_clip=False,
+    )  # fmt: skip
+    if narrow:
+        axes.annotate(
+            mark.label, (0, place), (0, 13), xycoords=("axes fraction", "data"), color=_INK,
+            textcoords="offset points", ha="left", va="center", annotation_clip=False,
+        )  # fmt: skip
 
 
 def curves(series: Sequence[Series], width: float) -> Figure:

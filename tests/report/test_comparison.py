@@ -1,0 +1,88 @@
+"""The report of a comparison: every number is there, and nothing of the material becomes markup."""
+
+import json
+
+import pytest
+
+from calque.cli import main
+from calque.errors import DataError
+from calque.evaluate.compare import compare
+from calque.evaluate.table import Table
+from calque.report.comparison import write_comparison
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+def rows(system, shift, language="nya_Latn", count=40):
+    return [
+        {
+            "system": system, "task": f"quiz {HOSTILE}", "language": language, "item": str(i),
+            "metric": "correct", "value": float((i * 7) % 10 < 4 + shift), "signature": f"quiz:1|{HOSTILE}",
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table():
+    listed = rows("base", 0) + rows(f"new {HOSTILE}", 4) + rows("base", 0, "eng_Latn")
+    return Table.of(listed + rows(f"new {HOSTILE}", -3, "eng_Latn"))
+
+
+def test_the_page_holds_every_number_and_no_script(table, tmp_path):
+    found = compare({"t": table})
+    text = write_comparison(found, tmp_path / "c.html").read_text()
+    assert "<script" not in text and "http-equiv" in text
+    assert "&lt;script&gt;" in text and "default-src 'none'" in text
+    assert text.count('<svg class="chart') == 2 and "var(--product)" in text
+    for row in found.rows():
+        assert f"{row['difference']:+.3f}" in text and f"{row['p_holm']:.4f}" in text
+    assert "--tint-of:var(--worse)" in text and "--tint-of:var(--product)" in text
+    assert "better than base in 1 of 2 languages" in text
+
+
+def test_the_command_writes_what_the_suffix_says(table, tmp_path, capsys):
+    table.save(tmp_path / "scores.parquet")
+    for name in ("c.html", "c.csv", "c.tex", "c.md", "c.parquet"):
+        with pytest.raises(SystemExit) as left:
+            main(["compare", str(tmp_path / "scores.parquet"), "--out", str(tmp_path / name)])
+        assert left.value.code == 0 and (tmp_path / name).stat().st_size > 300
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "-q",
+                "compare",
+                str(tmp_path / "scores.parquet"),
+                "--metric",
+                "correct",
+                "--by",
+                "language",
+                "--json",
+            ]
+        )
+    assert len(json.loads(capsys.readouterr().out)["lines"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.parquet"], "no table nothing.parquet"),
+        (["{t}", "{t}"], "two tables are called 't'; give them names: NAME="),
+        (["{t}", "--metric", "corect"], "did you mean 'correct'"),
+        (["{t}", "--out", "c.doc"], "no format '.doc'"),
+        (["{t}", "--by", "tongue"], "by 'tongue'"),
+    ],
+)
+def test_wrong_input_ends_with_a_message(arguments, message, table, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table.save(tmp_path / "t.parquet")
+    with pytest.raises(SystemExit) as left:
+        main(["compare", *(word.format(t="t.parquet") for word in arguments)])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and message in said and "Traceback" not in said
+
+
+def test_another_suffix_is_refused(table, tmp_path):
+    with pytest.raises(DataError, match="no format"):
+        write_comparison(compare({"t": table}), tmp_path / "c.pdf")
