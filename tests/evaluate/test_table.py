@@ -121,6 +121,21 @@ def test_mean_and_pivot():
         view.pivot("system", "language")
 
 
+def test_further_grouping_columns_stand_with_the_columns():
+    rows = [score("a", "0", "correct", n, language=code) for n, code in enumerate(("nya_Latn", "swh_Latn"))]
+    view = Table.of(rows).measure("correct", by=("system", "task", "language"))
+    assert view.to_text().splitlines() == [
+        "system  lm/books nya_Latn  lm/books swh_Latn",
+        "a                   0.000              1.000",
+    ]
+
+
+def test_parts_of_a_split_are_the_same_items():
+    rows = [score("a", str(i), "correct", 1, split=f"test:{code}") for i in range(3) for code in ("es", "de")]
+    (found,) = Table.of(rows).measure("correct")
+    assert found.estimate.units == 3
+
+
 def test_systems_are_compared_on_common_items_only(capsys):
     table = Table.of(bits("base", [(4, 1), (8, 2), (3, 1)]) + bits("new", [(2, 1), (4, 2)]))
     (found,) = table.compare("base", "bits/bytes")

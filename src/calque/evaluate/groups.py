@@ -178,10 +178,11 @@ def pivot(
     drawn = (
         [cluster(item) for item in items] if cluster else [g or i for g, i in zip(groups, items, strict=True)]
     )
+    parts = [split.partition(":")[0] for split in told("split")]  # "test:es" asks the items of "test"
     whole = Group(
         unit[first],
         tuple(" / ".join(filter(None, key)) for key in zip(*map(told, ("system", *_UNIT)), strict=True)),
-        tuple("\0".join(key) for key in zip(told("task"), told("split"), drawn, strict=True)),
+        tuple("\0".join(key) for key in zip(told("task"), parts, drawn, strict=True)),
         tuple(words["metric"]),
         values_NM,
         (),

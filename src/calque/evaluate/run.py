@@ -317,7 +317,7 @@ def scored(system: str, exam: Exam, answers: Mapping[str, Answer], made_by: str)
         answer = answers.get(item.id)
         given = answer or Answer("")
         found = dict(exam.benchmark.score(item, given, exam.pack))
-        if exam.benchmark.form == "text":
+        if exam.benchmark.form in ("text", "spans"):
             cut = given.value.get("truncated") if isinstance(given.value, Mapping) else None
             found |= guards(item, given, exam.pack, truncated=cut)
         found["missing"] = float(answer is None)

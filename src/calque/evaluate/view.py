@@ -55,9 +55,7 @@ class View:
         Raises:
             DataError: A column that is no grouping column, or two aggregates for one cell.
         """
-        for name in (rows, columns):
-            if name not in self.by:
-                raise DataError(f"pivot by '{name}': this view is grouped by {', '.join(self.by)}")
+        self._grouped_by(rows, columns)
         grid: dict[str, dict[str, Aggregate]] = {}
         for entry in self.aggregates:
             line = grid.setdefault(entry.group[rows], {})
@@ -67,14 +65,23 @@ class View:
             line[entry.group[columns]] = entry
         return grid
 
+    def _grouped_by(self, *names: str) -> None:
+        for name in names:
+            if name not in self.by:
+                raise DataError(f"pivot by '{name}': this view is grouped by {', '.join(self.by)}")
+
     def to_text(self, rows: str = "system", columns: str = "task", digits: int = 3) -> str:
-        """The pivot as aligned plain text, for a terminal."""
-        grid = self.pivot(rows, columns)
-        heads = list(dict.fromkeys(entry.group[columns] for entry in self.aggregates))
-        body = [
-            [name, *(line[head].estimate.text(digits) if head in line else "-" for head in heads)]
-            for name, line in grid.items()
-        ]
+        """The pivot as aligned plain text, for a terminal; other grouping columns stand with the columns."""
+        self._grouped_by(rows, columns)
+        several = [name for name in self.by if len({entry.group[name] for entry in self.aggregates}) > 1]
+        others = [name for name in several if name not in (rows, columns)]
+        grid: dict[str, dict[str, str]] = {}
+        heads: dict[str, None] = {}
+        for entry in self.aggregates:
+            head = " ".join(entry.group[name] for name in (columns, *others))
+            heads[head] = None
+            grid.setdefault(entry.group[rows], {})[head] = entry.estimate.text(digits)
+        body = [[name, *(line.get(head, "-") for head in heads)] for name, line in grid.items()]
         return align([[rows, *heads], *body])
 
 
