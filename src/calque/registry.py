@@ -224,6 +224,8 @@ METHODS: dict[str, Method] = _rows(
     ("evaluate/run", "calque.evaluate.run:run", "ask models the items of benchmarks", ""),
     ("evaluate/score", "calque.evaluate.score:score", "score answers that a file holds", ""),
     ("evaluate/compare", "calque.evaluate.compare:compare", "systems on common items, tested in pairs", ""),
+    ("evaluate/export", "calque.evaluate.harness:export", "benchmarks as tasks of lm-eval", ""),
+    ("evaluate/import", "calque.evaluate.harness:import_results", "results of lm-eval as a table", ""),
     ("analyze/diff", "calque.analyze.diff:diff", "what differs between two checkpoints", ""),
     ("analyze/shift", "calque.analyze.shift:shift", "where tuned models moved, layer by role", _LAYERSWAP),
 )
