@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from calque.errors import DataError
 from calque.evaluate.spans import pairs
@@ -182,6 +181,8 @@ def carb_counts(
 
 
 def _carb(scores_GMS: np.ndarray) -> dict[str, float]:
+    from scipy.optimize import linear_sum_assignment
+
     precision_GM, recall_GM = scores_GMS[..., 0], scores_GMS[..., 1]
     best = precision_GM[linear_sum_assignment(precision_GM, maximize=True)].sum()
     recalled = recall_GM.max(axis=1).sum() if recall_GM.size else 0.0
