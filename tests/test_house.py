@@ -74,6 +74,15 @@ def test_the_tree_in_the_readme_names_every_module():
     assert missing == []
 
 
+def test_a_benchmark_has_its_three_files():
+    tasks = {p.stem for p in (ROOT / "src/calque/evaluate/tasks").glob("*.py")} - {"__init__"}
+    assert tasks == {p.stem for p in (ROOT / "docs/tasks").glob("*.md")}
+    tested = {p.stem.removeprefix("test_") for p in (ROOT / "tests/evaluate/tasks").glob("test_*.py")}
+    assert tasks == tested
+    for name in tasks:
+        assert len((ROOT / f"src/calque/evaluate/tasks/{name}.py").read_text().splitlines()) <= 150
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
 def test_generated_lists_are_fresh(page, capsys):
     assert registry._main(["--check", str(ROOT / page)]) == 0, capsys.readouterr().out
