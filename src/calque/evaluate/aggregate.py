@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,8 @@ def rank_correlation(one: Mapping[str, float], other: Mapping[str, float]) -> fl
     sides = [[values[name] for name in common] for values in (one, other)]
     if any(len(set(side)) == 1 for side in sides):
         raise DataError("all values of one side are equal; there is no order to correlate")
-    return float(spearmanr(*sides).statistic)
+    found: Any = spearmanr(*sides)
+    return float(found.statistic)
 
 
 def matrix(table: Table, name: str) -> View:
