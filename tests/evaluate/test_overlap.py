@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calque import paired
 from calque.errors import DataError
 from calque.evaluate.measures import MEASURES
 from calque.evaluate.overlap import Overlap, components, sentence_score
@@ -85,6 +86,49 @@ def test_resampled_sums_score_as_resampled_text():
             text = [case["hypotheses"][i] for i in lines]
             gold = [case["references"][0][i] for i in lines]
             assert found == pytest.approx(peer.corpus_score(text, [gold]).score, abs=1e-6)
+
+
+PAIRED = [case for case in GOLDEN["cases"] if case["kind"] == "paired_test"]
+KEYS = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
+
+
+@pytest.mark.parametrize("metric", KEYS)
+@pytest.mark.parametrize("case", PAIRED, ids=lambda case: case["test"])
+def test_paired_tests_against_those_of_sacrebleu(case, metric):
+    """All 256 swaps, and resamples of ours, give sacreBLEU's p-values by its rules; ours differ as told.
+
+    Its randomisation does not count trials that differ as much as the systems do; ours counts them. Its
+    bootstrap subtracts the mean of absolute differences, which is too bold where a difference is small.
+    """
+    overlap = Overlap([[text] for text in case["references"]], metric)
+    counts = {name: overlap.counts(texts) for name, texts in case["systems"].items()}
+    base, rng = counts[case["baseline"]], np.random.default_rng(0)
+
+    def score(sums):
+        return MEASURES[metric].reduce(sums, overlap.names)
+
+    for expected in case["results"][KEYS[metric]]:
+        system = counts[expected["system"]]
+        assert float(score(system.sum(axis=0))) == pytest.approx(expected["score"], abs=1e-6)
+        if expected["p_value"] is None:
+            continue
+        real = abs(score(system.sum(axis=0)) - score(base.sum(axis=0)))
+        if case["test"] == "paired bootstrap":
+            drawn = rng.integers(0, 8, size=(4000, 8))
+            found = [score(side[drawn].sum(axis=1)) for side in (system, base)]
+            apart = np.abs(found[0] - found[1])
+            assert np.mean(apart - apart.mean() > real) == pytest.approx(expected["p_value"], abs=0.02)
+            half = np.diff(np.quantile(found[0], [0.025, 0.975]))[0] / 2
+            assert half == pytest.approx(expected["ci"], rel=0.08)
+            continue
+        keeps = (np.arange(256)[:, None] >> np.arange(8)) & 1
+        apart = np.abs(
+            score(keeps @ system + (1 - keeps) @ base) - score(keeps @ base + (1 - keeps) @ system)
+        )
+        assert np.mean(apart > real + 1e-9) == pytest.approx(expected["p_value"], abs=0.02)
+        ours = paired.randomisation(system, base, score)
+        assert ours == pytest.approx(np.mean(apart > real - 1e-9), abs=0.02)
+        assert ours >= expected["p_value"] - 0.02
 
 
 def test_sentences_may_have_more_or_fewer_references():

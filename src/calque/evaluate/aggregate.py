@@ -125,7 +125,7 @@ def rank_correlation(one: Mapping[str, float], other: Mapping[str, float]) -> fl
     sides = [[values[name] for name in common] for values in (one, other)]
     if any(len(set(side)) == 1 for side in sides):
         raise DataError("all values of one side are equal; there is no order to correlate")
-    found: Any = spearmanr(*sides)
+    found: Any = spearmanr(sides[0], sides[1])
     return float(found.statistic)
 
 
