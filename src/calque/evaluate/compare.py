@@ -380,6 +380,9 @@ def _made_differently(one: Group, other: Group) -> str:
     for group in (one, other):
         parts = [part.partition(":") for part in group.signatures[0].split("|")]
         sides.append({name: value for name, _, value in parts})
+    methods = [next(iter(side)) for side in sides]
+    if methods[0] != methods[1]:
+        return f"by {methods[0]} and by {methods[1]}"
     names = [
         name
         for name in {**sides[0], **sides[1]}
