@@ -150,8 +150,9 @@ def test_the_signature_holds_what_changes_a_number(tiny):
         assert asked(tiny, ("pick",), **change).values("signature") != [first]
 
 
-def test_limit_takes_the_first_items(tiny):
-    assert sorted(i for _, i in values(asked(tiny, ("pick",), limit=2))) == ["q0", "q1"]
+def test_limit_spreads_over_the_data(tiny):
+    assert sorted(i for _, i in values(asked(tiny, ("pick",), limit=2))) == ["q0", "q3"]
+    assert len(values(asked(tiny, ("pick",), limit=60))) == 6
 
 
 def test_a_chat_template_wraps_the_prompt(tiny, tmp_path, tokenizer):

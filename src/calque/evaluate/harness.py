@@ -26,7 +26,7 @@ from calque.evaluate.benchmark import Answer, Item, benchmark
 from calque.evaluate.files import records
 from calque.evaluate.pack import LanguagePack
 from calque.evaluate.run import Exam, scored
-from calque.evaluate.source import Source
+from calque.evaluate.source import Source, spread
 from calque.evaluate.table import Table, signature
 from calque.language import Language
 from calque.progress import say
@@ -64,7 +64,7 @@ def export(
         tasks: Benchmarks by name, each with its data.
         languages: Codes of the languages; those of the data, where none is given.
         split: Part of the data.
-        limit: At most so many items of each task and language, the first ones.
+        limit: At most so many items of each task and language, evenly spread over its data.
         shots: Examples before each item, the first items of the split; the benchmark's own number by default.
         prompt_language: Language of the words around an item: "native" or a code.
 
@@ -90,7 +90,7 @@ def export(
             if count >= len(items):
                 raise ConfigError(f"{name}, {language}: {len(items)} items, of which {count} are examples")
             pack = LanguagePack.of(language if prompt_language == "native" else prompt_language)
-            exam = Exam(of, language, pack, items[count:][:limit], items[:count], split)
+            exam = Exam(of, language, pack, spread(items[count:], limit), items[:count], split)
             found[f"calque_{name}_{language}"] = _task(f"calque_{name}_{language}", exam)
     return Export(found)
 

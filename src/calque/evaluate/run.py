@@ -26,7 +26,7 @@ from calque.evaluate.guards import guards
 from calque.evaluate.heads import ask_head, head_of
 from calque.evaluate.lm import Dtype, Reader, choose_dtype
 from calque.evaluate.pack import LanguagePack
-from calque.evaluate.source import Source
+from calque.evaluate.source import Source, spread
 from calque.evaluate.table import Table, signature
 from calque.language import Language
 from calque.model.checkpoint import Checkpoint
@@ -79,7 +79,7 @@ def run(
             published format, "hub", or "sample" for the few items that come along.
         languages: Codes of the languages to ask in; those of the data, where none is given.
         split: Part of the data to score.
-        limit: Score at most so many items of each task and language, the first ones.
+        limit: Score at most so many items of each task and language, evenly spread over its data.
         shots: Examples shown before each item; what the benchmark is published with, by default.
         shots_split: Part of the data that examples come from; where the data has none, they are the first
             items of `split`, which are then not scored.
@@ -173,7 +173,7 @@ def _exam(
     pack = replace(pack, borrowed=tuple(word for word in pack.borrowed if word in heard.asked))
     if pack.borrowed:
         say(f"{of.name}, {language}: English is used for {', '.join(pack.borrowed)}")
-    return Exam(of, language, pack, items[:limit], shown, asked.split, asked.constrain)
+    return Exam(of, language, pack, spread(items, limit), shown, asked.split, asked.constrain)
 
 
 class Heard(dict[str, str]):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from calque.errors import ConfigError, DataError, MissingExtra
 from calque.evaluate.benchmark import Benchmark, Item, Row
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ class Source:
         else:
             for number, row in enumerate(benchmark.sample[language], 1):
                 yield {"where": f"sample of {benchmark.name}:{number}", **row}
+
+
+def spread(listed: Sequence[T], count: int | None) -> Sequence[T]:
+    """At most so many of a list, evenly spread over it, so that none of its passages is left out."""
+    if count is None or len(listed) <= count:
+        return listed
+    return [listed[index * len(listed) // count] for index in range(count)]
 
 
 def _hub(benchmark: Benchmark, language: str, split: str) -> Iterator[Row]:

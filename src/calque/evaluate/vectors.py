@@ -28,6 +28,7 @@ from calque.errors import ConfigError, DataError, ModelError
 from calque.evaluate.lm import Dtype, choose_dtype
 from calque.evaluate.neighbours import gold_ranks, margin, scores, unit
 from calque.evaluate.pooled import Pooled, Pooling
+from calque.evaluate.source import spread
 from calque.evaluate.table import Table, signature
 from calque.model.checkpoint import Checkpoint
 from calque.progress import say
@@ -92,9 +93,7 @@ def vectors(
         raise ConfigError("no layer to test; -1 is the last one")
     if vocabulary is not None and kind != "bli":
         raise ConfigError(f"kind '{kind}' has no vocabulary to search; only bli has")
-    listed = list(pairs)
-    if items is not None and len(listed) > items:
-        listed = [listed[index * len(listed) // items] for index in range(items)]
+    listed = list(spread(list(pairs), items))
     tests = _judged(listed) if kind == "similarity" else _searches(listed, pairs, vocabulary, kind)
     texts = list(dict.fromkeys(text for test in tests for text in test.texts))
     stated = {
