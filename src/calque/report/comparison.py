@@ -6,15 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from calque import disk
 from calque.evaluate.comparison import Comparison, Line, macro_text
 from calque.evaluate.export import export
 from calque.report import charts
+from calque.report.page import write_page
 
-_HERE = Path(__file__).parent
 _STRONGEST = 46  # per cent; the numbers stay readable on it
 _ROLE = {"better": "product", "worse": "other", "unclear": "base"}
 
@@ -50,26 +46,17 @@ def write_comparison(found: Comparison, file: Path) -> Path:
     """
     if file.suffix != ".html":
         return export(found, file)
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     told = "Differences with 95 % intervals; the numbers are in the table below."
-    page = environment.get_template("comparison.html").render(
-        found=found,
-        title=f"{', '.join(found.systems())} against {found.baseline}",
-        means=[macro_text(macro, found.baseline) for macro in found.macros],
-        heats=[_heat(found, system) for system in found.systems()],
-        chart=charts.both(charts.differences, [*_panels(found)], "differences", told, charts.FULL),
-        rows=[*found.rows()],
-        groups=[*found.lines[0].group],
-        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-    )
-    disk.write_text(file, page)
-    return file
+    values = {
+        "found": found,
+        "title": f"{', '.join(found.systems())} against {found.baseline}",
+        "means": [macro_text(macro, found.baseline) for macro in found.macros],
+        "heats": [_heat(found, system) for system in found.systems()],
+        "chart": charts.both(charts.differences, [*_panels(found)], "differences", told, charts.FULL),
+        "rows": [*found.rows()],
+        "groups": [*found.lines[0].group],
+    }
+    return write_page(file, "comparison.html", values)
 
 
 def _heat(found: Comparison, system: str) -> Heat:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from calque import disk
 from calque.evaluate.view import align
 from calque.progress import clock
 from calque.report import scores, sections
+from calque.report.page import write_page
 from calque.report.run import Run
 from calque.stats import Estimate
 
-_HERE = Path(__file__).parent
 # What the page asks run.json for; an unfinished run has none of it.
 _ABOUT = ("started", "seconds", "peak_memory_mb", "machine", "versions", "command", "source_language")
 # What a section is called when a run has nothing for it.
@@ -45,27 +41,18 @@ def write_report(run: Path, file: Path) -> Path:
     """
     found = Run.read(run)
     made = sections.everything(found)
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"clock": clock, "number": number, "interval": interval, "percent": percent}
-    page = environment.get_template("report.html").render(
-        run=found,
-        about={**dict.fromkeys(_ABOUT), **found.about},
-        title=title(found),
-        lede=lede(found, made["headline"] or []),
-        absent=[name for key, name in _ABSENT.items() if not made[key]],
-        signatures=sections.signatures(found),
-        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        language=scores.language_name,
+    values = {
+        "run": found,
+        "about": {**dict.fromkeys(_ABOUT), **found.about},
+        "title": title(found),
+        "lede": lede(found, made["headline"] or []),
+        "absent": [name for key, name in _ABSENT.items() if not made[key]],
+        "signatures": sections.signatures(found),
+        "language": scores.language_name,
         **made,
-    )
-    disk.write_text(file, page)
-    return file
+    }
+    filters = {"clock": clock, "number": number, "interval": interval, "percent": percent}
+    return write_page(file, "report.html", values, filters)
 
 
 def summary(run: Path) -> str:
