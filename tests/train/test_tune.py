@@ -7,11 +7,11 @@ import torch
 import transformers as hf
 
 from calque.data.corpus import Corpus
+from calque.data.encode import Encoder, class_names, tag_names, tags
 from calque.data.example import Example, Span
 from calque.data.pack import IGNORED, Pieces
 from calque.errors import ConfigError, DataError
 from calque.model.checkpoint import Checkpoint
-from calque.data.encode import Encoder, class_names, tag_names, tags
 from calque.train.tune import tune
 
 from .conftest import WORDS

@@ -26,9 +26,7 @@ def _rows(path: Path, language: str, split: str) -> Iterator[Row]:
     named = [{**row, "id": row.get("id", str(number))} for number, row in enumerate(listed, 1)]
     labels = tuple(sorted({of_row(row, row["id"]).label for row in named}))
     if len(labels) < 2:
-        raise DataError(
-            f"{path}: one label, '{', '.join(labels)}'; there is nothing to tell apart"
-        )
+        raise DataError(f"{path}: one label, '{', '.join(labels)}'; there is nothing to tell apart")
     for row in named:
         yield {**row, "labels": labels}
 
