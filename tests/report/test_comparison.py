@@ -1,6 +1,7 @@
 """The report of a comparison: every number is there, and nothing of the material becomes markup."""
 
 import json
+import re
 
 import pytest
 
@@ -39,6 +40,16 @@ def test_the_page_holds_every_number_and_no_script(table, tmp_path):
         assert f"{row['difference']:+.3f}" in text and f"{row['p_holm']:.4f}" in text
     assert "--tint-of:var(--worse)" in text and "--tint-of:var(--product)" in text
     assert "better than base in 1 of 2 languages" in text
+
+
+def test_a_difference_that_is_not_clear_is_faint(tmp_path):
+    found = compare({"t": Table.of(rows("base", 0, count=10) + rows("new", 1, count=10))})
+    text = write_comparison(found, tmp_path / "c.html").read_text()
+    assert {line.verdict(found.alpha) for line in found.lines} == {"unclear"}
+    assert [int(much) for much in re.findall(r"--much:(\d+)%", text)] == [14]
+    clear = compare({"t": Table.of(rows("base", 0) + rows("new", 4))})
+    text = write_comparison(clear, tmp_path / "d.html").read_text()
+    assert [int(much) for much in re.findall(r"--much:(\d+)%", text)] == [46]
 
 
 def test_the_command_writes_what_the_suffix_says(table, tmp_path, capsys):

@@ -12,6 +12,7 @@ from calque.report import charts
 from calque.report.page import write_page
 
 _STRONGEST = 46  # per cent; the numbers stay readable on it
+_FAINT = 14  # a difference that is not clear should not look like one
 _ROLE = {"better": "product", "worse": "other", "unclear": "base"}
 
 
