@@ -70,7 +70,9 @@ def _heat(found: Comparison, system: str) -> Heat:
         column, verdict = _column(line), line.verdict(found.alpha)
         cells.setdefault(_row(line), {})[column] = Cell(
             text=f"{line.difference.value:+.3f}",
-            strength=round(_STRONGEST * abs(line.gain) / largest[column]),
+            strength=round(
+                (_FAINT if verdict == "unclear" else _STRONGEST) * abs(line.gain) / largest[column]
+            ),
             tint="product" if line.gain > 0 else "worse",
             verdict=verdict,
             told=f"{verdict}: {line.value:.3f} against {line.base:.3f}, difference {line.difference.text()}",
