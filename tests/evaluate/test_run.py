@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -233,6 +234,23 @@ def test_a_file_of_answers_is_scored_as_a_model_is(tiny, tmp_path):
     given = score({"m": answers(tmp_path / "a.jsonl", rows)}, {"say": Source("sample")}, languages=["nya"])
     assert values(given) == values(table)
     assert values(given, "missing") == values(table, "missing")
+
+
+def test_answers_in_another_script_match_when_romanized(tmp_path, monkeypatch):
+    pytest.importorskip("uroman")
+    task = replace(
+        TASKS["say"],
+        item=lambda row, language, split: Item(row["id"], language, row, ("Москва",)),
+        score=lambda one, answer, pack: {"em": float(answer.text in one.gold)},
+        sample={"rus_Cyrl": [{"id": "1"}, {"id": "2"}]},
+    )
+    monkeypatch.setitem(TASKS, "say", task)
+    rows = [{"id": "1", "prediction": "Moskva"}, {"id": "2", "prediction": "Kiev"}]
+    files, tasks = {"x": answers(tmp_path / "a.jsonl", rows)}, {"say": Source("sample")}
+    table = score(files, tasks, languages=["rus"], romanized=True)
+    assert values(table, "em") == {("say", "1"): 0.0, ("say", "2"): 0.0}
+    assert values(table, "em/romanized") == {("say", "1"): 1.0, ("say", "2"): 0.0}
+    assert not values(score(files, tasks, languages=["rus"]), "em/romanized")
 
 
 def test_missing_answers_are_wrong_and_counted(tmp_path, capsys):

@@ -25,6 +25,7 @@ from calque.evaluate.benchmark import Answer, Benchmark, Item, Prompt, benchmark
 from calque.evaluate.guards import guards
 from calque.evaluate.heads import ask_head, head_of
 from calque.evaluate.lm import Dtype, Reader, choose_dtype
+from calque.evaluate.normal import romanized_exact
 from calque.evaluate.pack import LanguagePack
 from calque.evaluate.source import Source, spread
 from calque.evaluate.table import Table, signature
@@ -65,6 +66,7 @@ def run(
     start: bool = True,
     chat: bool = False,
     constrain: bool = False,
+    romanized: bool = False,
     temperature: Annotated[float, Ge(0)] = 0.0,
     batch_tokens: Annotated[int, Ge(8)] = 4096,
     dtype: Dtype = "auto",
@@ -90,6 +92,8 @@ def run(
         chat: Whether prompts are put into the model's chat template, as what the user says.
         constrain: Whether written answers are held to the grammar of a task that has one (calls of functions,
             tags of words); needs the extra `constrain`.
+        romanized: Whether short answers are compared in Latin letters too, as "em/romanized"; needs the extra
+            `romanize`.
         temperature: Of sampling; 0 takes the likeliest token each time.
         batch_tokens: Tokens in a batch of written answers; changes speed and memory, not results.
         dtype: As for `evaluate/lm`.
@@ -111,7 +115,10 @@ def run(
         raise ConfigError("nothing to evaluate; give at least one system and one task")
     asked = Asked(split, shots, prompt_language, normalise, start, chat, constrain, temperature, seed)
     exams = [
-        _exam(benchmark(name), source, Language.parse(code).code, asked, shots_split, limit)
+        replace(
+            _exam(benchmark(name), source, Language.parse(code).code, asked, shots_split, limit),
+            romanized=romanized,
+        )
         for name, source in tasks.items()
         for code in (languages or _languages(name, source))
     ]
@@ -136,6 +143,7 @@ class Exam:
     shots: Sequence[Item]
     split: str
     constrain: bool = False
+    romanized: bool = False
 
     def prompt(self, item: Item) -> Prompt:
         """The item in words; with its grammar only where answers are held to it."""
@@ -320,6 +328,8 @@ def scored(system: str, exam: Exam, answers: Mapping[str, Answer], made_by: str)
         if exam.benchmark.form in ("text", "spans"):
             cut = given.value.get("truncated") if isinstance(given.value, Mapping) else None
             found |= guards(item, given, exam.pack, truncated=cut)
+            if exam.romanized and isinstance(item.gold, tuple | list):
+                found["em/romanized"] = romanized_exact(given.text, item.gold, LanguagePack.of(item.language))
         found["missing"] = float(answer is None)
         for metric, value in found.items():
             yield {

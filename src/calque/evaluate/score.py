@@ -26,6 +26,7 @@ def score(
     languages: list[str] | None = None,
     split: str = "test",
     prompt_language: str = "native",
+    romanized: bool = False,
 ) -> Table:
     """Score files of answers against the items of benchmarks.
 
@@ -39,6 +40,8 @@ def score(
         languages: Codes of the languages to score; those of the data, where none is given.
         split: Part of the data that was asked.
         prompt_language: Language of the words around the items: "native" or a code.
+        romanized: Whether short answers are compared in Latin letters too, as "em/romanized"; needs the extra
+            `romanize`.
 
     Returns:
         A table as `evaluate/run` gives. An item without an answer is wrong, and its metric `missing` is 1.
@@ -55,7 +58,8 @@ def score(
         for code in languages or source.languages(of):
             language = Language.parse(code).code
             pack = LanguagePack.of(language if prompt_language == "native" else prompt_language)
-            exams[name, language] = Exam(of, language, pack, source.items(of, language, split), (), split)
+            items = source.items(of, language, split)
+            exams[name, language] = Exam(of, language, pack, items, (), split, romanized=romanized)
     if not exams:
         raise ConfigError(f"{', '.join(tasks)}: any language will do; say which ones with --languages")
     rows: list[dict[str, Any]] = []
