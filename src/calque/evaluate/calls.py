@@ -127,7 +127,7 @@ def _python(text: str) -> Parsed | None:
         return None
     try:
         return Parsed(tuple(_of_tree(call) for call in calls if isinstance(call, ast.Call)))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         return Parsed((), str(error))
 
 

@@ -163,12 +163,11 @@ def _exam(
 ) -> Exam:
     items = source.items(of, language, asked.split)
     wanted = of.shots if asked.shots is None else asked.shots
-    shown: list[Item] = []
-    if wanted and shots_split != asked.split and source.has(of, language, shots_split):
-        shown = source.items(of, language, shots_split)[:wanted]
-    elif wanted:
+    shown, why = source.examples(of, language, shots_split, asked.split) if wanted else ([], "")
+    if why:
         shown, items = items[:wanted], items[wanted:]
-        say(f"{of.name}, {language}: the first {len(shown)} items are the examples, and not scored")
+        say(f"{of.name}, {language}: the first {len(shown)} items are the examples, and not scored ({why})")
+    shown = shown[:wanted]
     if not items:
         raise ConfigError(f"{of.name}, {language}: no item is left to score beside {wanted} examples")
     if len(shown) < wanted:

@@ -55,14 +55,18 @@ class Source:
             seen.add(item.id)
         return found
 
-    def has(self, benchmark: Benchmark, language: str, split: str) -> bool:
-        """Whether there are items of that part; the sample is one part only."""
+    def examples(
+        self, benchmark: Benchmark, language: str, split: str, scored: str
+    ) -> tuple[list[Item], str]:
+        """The items of a part to show as examples, or none and why there are none."""
         if self.kind == "sample":
-            return False
+            return [], "a sample is one part only"
+        if split == scored:
+            return [], f"'{split}' is what is scored"
         try:
-            return bool(self.items(benchmark, language, split))
-        except (ConfigError, DataError):
-            return False
+            return self.items(benchmark, language, split), ""
+        except (ConfigError, DataError) as error:
+            return [], str(error)
 
     def languages(self, benchmark: Benchmark) -> tuple[str, ...]:
         """The languages to take where none are named."""
