@@ -46,13 +46,13 @@ def clocked(call: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
     return result, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def ours(model: str, source: Source, items: int) -> dict[str, Any]:
+def ours(model: str, source: Source, items: int, shots: int) -> dict[str, Any]:
     """The whole evaluator; what loading the model takes is measured by itself and taken off."""
     checkpoint = Checkpoint.open(model)
     loading = clocked(lambda: Reader.open("m", checkpoint, torch.float32))[1]
     table, whole = clocked(
         lambda: run(
-            {"m": checkpoint}, {"continuation": source}, languages=[LANGUAGE], limit=items, shots=0,
+            {"m": checkpoint}, {"continuation": source}, languages=[LANGUAGE], limit=items, shots=shots,
             start=False, dtype="float32",
         )
     )  # fmt: skip
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--text", default="bible-nya")
     parser.add_argument("--book", default="GEN", help="group of the text that the items are made from")
     parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--shots", type=int, default=0, help="examples before each item")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="batch sizes of lm-eval")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -97,9 +98,11 @@ def main() -> None:
         folder = Path(scratch)
         Corpus.open(given.text).split((given.book,))[1].save(folder / "book")
         source = Source.open(folder / "book")
-        exported = export({"continuation": source}, languages=[LANGUAGE], limit=given.items, shots=0)
+        exported = export(
+            {"continuation": source}, languages=[LANGUAGE], limit=given.items, shots=given.shots
+        )
         exported.save(folder / "tasks")
-        mine = ours(given.model, source, given.items)
+        mine = ours(given.model, source, given.items, given.shots)
         peers = [theirs(given.peer, given.model, folder / "tasks", batch) for batch in given.batches]
     peer = min(peers, key=lambda row: row["wall_s"])
     likely = likelihoods(given.model, exported)
@@ -110,6 +113,7 @@ def main() -> None:
     speed = count / mine["wall_s"]
     result = {
         "items": count,
+        "shots": given.shots,
         "model": given.model,
         "calque": {**{k: mine[k] for k in ("wall_s", "cpu_s", "threads")}, "items_per_s": speed},
         "lm_eval": [

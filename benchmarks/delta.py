@@ -1,8 +1,8 @@
 """Speed of training deltas, side by side in one run: calque beside `peft` and a bare loop of torch.
 
 Every turn trains the same model on the same pieces of text, packed into one row for calque and in a row each
-for the bare loops, with fused AdamW in float32; counted is the median time for a token of the steps after the
-first.
+for the bare loops, with fused AdamW in float32 on one thread; counted are the processor seconds for a token
+from one step of the optimizer to the next, medians of the steps after the first.
 
     lora      train/lm with a LoRA delta                     against peft and the bare loop
     shards    train/lm with Mixture of Shards of that rank   against train/lm with LoRA
@@ -15,17 +15,19 @@ first.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, TrainableTokensConfig, get_peft_model
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from calque.data.corpus import Corpus
 from calque.data.example import Example
@@ -51,42 +53,57 @@ def pieces(model: Checkpoint, text: Corpus, length: int) -> list[list[int]]:
 def bare(
     model: Checkpoint, rows: list[list[int]], options: argparse.Namespace, wrap: Callable
 ) -> list[float]:
-    """Seconds of each step of a plain loop: forward with labels, backward, clip, AdamW."""
+    """A plain loop: forward with labels, backward, clip, AdamW; processor seconds for a token, by step."""
     loaded = wrap(model.model(torch.float32)).train()
     chosen = [p for p in loaded.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(chosen, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    size, seconds = options.batch_tokens // options.length, []
-    for step in range(options.steps + 1):
-        ids = torch.tensor(rows[step * size : (step + 1) * size])
-        begun = time.perf_counter()
-        loaded(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(chosen, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seconds.append((time.perf_counter() - begun) / ids.numel())
-    return seconds[1:]
+    size = options.batch_tokens // options.length
+    with clock() as ticks:
+        for step in range(options.steps + 1):
+            ids = torch.tensor(rows[step * size : (step + 1) * size])
+            loaded(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            torch.nn.utils.clip_grad_norm_(chosen, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return between(ticks, options)
+
+
+@contextmanager
+def clock() -> Iterator[list[float]]:
+    """The processor seconds at every step of an optimizer."""
+    ticks: list[float] = []
+    hook = register_optimizer_step_post_hook(lambda *_: ticks.append(time.process_time()))
+    try:
+        yield ticks
+    finally:
+        hook.remove()
+
+
+def between(ticks: list[float], options: argparse.Namespace) -> list[float]:
+    assert len(ticks) == options.steps + 1, f"{len(ticks)} steps of the optimizer"
+    return [(after - before) / options.batch_tokens for before, after in pairwise(ticks)]
 
 
 def calque(model: Checkpoint, text: Corpus, options: argparse.Namespace, **settings) -> list[float]:
-    """Seconds for a token in each step of `train/lm`, by its own log."""
+    """`train/lm`; processor seconds for a token of each step."""
     work = Path(tempfile.mkdtemp())
     try:
-        lm(
-            model,
-            text,
-            work=work,
-            steps=options.steps + 1,
-            batch_tokens=options.batch_tokens,
-            length=options.length,
-            lr=RATE,
-            precision="float32",
-            save_seconds=0,
-            **settings,
-        )
-        lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+        with clock() as ticks:
+            lm(
+                model,
+                text,
+                work=work,
+                steps=options.steps + 1,
+                batch_tokens=options.batch_tokens,
+                length=options.length,
+                lr=RATE,
+                precision="float32",
+                save_seconds=0,
+                **settings,
+            )
     finally:
         shutil.rmtree(work)
-    return [1 / line["tokens_per_second"] for line in lines[1:]]
+    return between(ticks, options)
 
 
 def whole_embedding(loaded: torch.nn.Module) -> torch.nn.Module:
@@ -154,6 +171,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="some of the turns, by name")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # threads that wait for each other burn processor time too
     model = Checkpoint.open(options.model)
     size = options.batch_tokens // options.length * (options.steps + 1)
     whole = Corpus.open(options.text, language=options.language)

@@ -4,11 +4,12 @@
     python benchmarks/experts.py out/experts                     # 3 seeds
     python benchmarks/experts.py out/toy --toy                   # the same with a tiny random model, seconds
 
-The base is trained for a few steps on Chichewa text (language expert) and on small problems in English
-(task expert: who has more?). Every merge method gets the same number of candidate settings; the best is
-chosen on development data of the two parents' own measures: bits of the answer to English problems, and bits
-per byte of Chichewa text. Then everything is measured on test data, among it what no parent was trained for
-and nothing was chosen by: the problems in Chichewa. A control swaps the wrong layers.
+The base is trained for a few steps on Chichewa text (language expert) and tuned on small questions in English
+(task expert: which of two people has 17 goats?). Every merge method gets the same number of candidate
+settings; the best is chosen on development data of the two parents' own measures: bits of the answer to
+English questions, and bits per byte of Chichewa text. Then everything is measured on test data, among it what
+no parent was trained for and nothing was chosen by: the questions in Chichewa. A control swaps the wrong
+layers.
 
 Prints a table with intervals (problems of all seeds; passages of text) and writes results/experts.json. They
 say nothing of how other experts would do: three seeds are few. Finished seeds are kept in the output folder;
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 
 from calque import Checkpoint, Corpus, Table
+from calque.data.encode import Encoder
 from calque.data.example import Example
 from calque.disk import write_json
 from calque.evaluate.lm import lm as bits_per_byte
@@ -44,13 +46,17 @@ from calque.merge.ties import ties
 from calque.merge.widen import widen
 from calque.progress import say
 from calque.train.lm import lm as train
+from calque.train.tune import tune
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ["Anna", "Ben", "David", "Esther", "Maria", "Peter", "Ruth", "Simon"]
 PROBLEMS = {
-    "eng_Latn": ("{a} has {x} {thing}. {b} has {y} {thing}. More:", ["goats", "sheep", "houses", "books"]),
+    "eng_Latn": (
+        "{a} has {x} {thing}. {b} has {y} {thing}. Who has {z}?",
+        ["goats", "sheep", "houses", "books"],
+    ),
     "nya_Latn": (
-        "{a} ali ndi {thing} {x}. {b} ali ndi {thing} {y}. Zambiri:",
+        "{a} ali ndi {thing} {x}. {b} ali ndi {thing} {y}. Ndani ali ndi {z}?",
         ["mbuzi", "nkhosa", "nyumba", "mabuku"],
     ),
 }
@@ -58,12 +64,12 @@ Settings = dict[str, Any]
 
 
 def problem(draw: random.Random, language: str) -> tuple[str, str, str]:
-    """(problem, right answer, wrong answer); the numbers differ in their first digit."""
+    """(question, right answer, wrong answer); the numbers differ in their first digit."""
     text, things = PROBLEMS[language]
     (a, b), (p, q) = draw.sample(NAMES, 2), draw.sample(range(1, 10), 2)
     x, y = 10 * p + draw.randrange(10), 10 * q + draw.randrange(10)
-    right, wrong = (a, b) if x > y else (b, a)
-    return text.format(a=a, b=b, x=x, y=y, thing=draw.choice(things)), f" {right}", f" {wrong}"
+    z, right, wrong = (x, a, b) if draw.random() < 0.5 else (y, b, a)
+    return text.format(a=a, b=b, x=x, y=y, z=z, thing=draw.choice(things)), right, wrong
 
 
 def problems(count: int, language: str, seed: int) -> list[tuple[str, str, str]]:
@@ -73,16 +79,16 @@ def problems(count: int, language: str, seed: int) -> list[tuple[str, str, str]]
 
 def answers(checkpoint: Checkpoint, asked: Sequence[tuple[str, str, str]]) -> tuple[list[float], list[float]]:
     """For each problem whether the right name is likelier than the wrong, and the bits of the right one."""
-    tokenizer, model = checkpoint.tokenizer(), checkpoint.model().eval()
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    model = checkpoint.model().eval()
+    encoder = Encoder(checkpoint.tokenizer(), 256, ("eng_Latn",))  # words it as train/tune does
     right, bits = [], []
     with torch.inference_mode():
         for text, good, bad in asked:
-            ids = start + tokenizer.encode(text, add_special_tokens=False)
-            first = [tokenizer.encode(answer, add_special_tokens=False)[0] for answer in (good, bad)]
-            scores = (
-                model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].log_softmax(-1)[first]
-            )
+            both = (Example("", {"eng_Latn": text}, target=name) for name in (good, bad))
+            one, other = encoder.pieces("sft", both)
+            ids, first = list(one.ids[: one.prompt]), [int(p.ids[p.prompt]) for p in (one, other)]
+            logits_V = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            scores = logits_V.float().log_softmax(-1)[first]
             right.append(float(scores[0] > scores[1]))
             bits.append(float(-scores[0] / np.log(2)))
     return right, bits
@@ -145,28 +151,21 @@ class Study:
     def experts(self) -> dict[str, Checkpoint]:
         """Train both, unless they are there."""
         count = 64 if self.given.toy else 20_000
-        drawn = problems(count, "eng_Latn", self.seed)
-        task_text = Corpus.of(
-            Example(str(n), {"eng_Latn": text + right + "."}, str(n))
-            for n, (text, right, _) in enumerate(drawn)
+        asked = Corpus.of(
+            Example(str(n), {"eng_Latn": text}, str(n), target=right)
+            for n, (text, right, _) in enumerate(problems(count, "eng_Latn", self.seed))
         )
-        made = {}
-        texts = {
-            "task": (task_text, self.given.task_lr),
-            "language": (self.train_text, self.given.language_lr),
-        }
-        for name, (text, lr) in texts.items():
-            made[name] = train(
-                self.base,
-                text,
-                work=self.out / name,
-                lr=lr,
-                seed=self.seed,
-                length=256,
-                batch_tokens=512,
-                steps=self.given.steps,
-            )
-        return {"task": made["task"], "language": made["language"]}
+        shared = {"seed": self.seed, "length": 256, "batch_tokens": 512}
+        return {
+            "task": tune(
+                self.base, asked, objective="sft", work=self.out / "task", lr=self.given.task_lr,
+                steps=self.given.task_steps, **shared,
+            ),
+            "language": train(
+                self.base, self.train_text, work=self.out / "language", lr=self.given.language_lr,
+                steps=self.given.steps, **shared,
+            ),
+        }  # fmt: skip
 
     def development(self, checkpoint: Checkpoint) -> tuple[float, float]:
         """(bits of an English answer, bits per byte of Chichewa) on development data."""
@@ -318,7 +317,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help="training of each expert, 512 tokens a step")
+    parser.add_argument("--steps", type=int, default=60, help="training on the language, 512 tokens a step")
+    parser.add_argument("--task-steps", type=int, default=20, help="tuning on the task, 512 tokens a step")
     parser.add_argument("--candidates", type=int, default=5, help="settings tried for each method")
     parser.add_argument("--items", type=int, default=100, help="problems of a test")
     parser.add_argument("--bytes", type=int, default=5_000, help="text of a test")
@@ -327,7 +327,8 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     given = parser.parse_args()
     if given.toy:
-        given.items, given.bytes, given.candidates, given.seeds, given.steps = 6, 400, 1, 1, 2
+        given.items, given.bytes, given.candidates, given.seeds = 6, 400, 1, 1
+        given.steps = given.task_steps = 2
     given.out.mkdir(parents=True, exist_ok=True)
     base = toy(given.out / "base") if given.toy else Checkpoint.open("smollm2-135m")
     tables, notes = zip(

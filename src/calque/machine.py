@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +63,34 @@ def keep_freed_memory() -> None:
     """Let the C library keep up to 128 MB of freed blocks, where it is glibc.
 
     It would give each of them back to the system and clear fresh pages for the next one, which costs
-    streaming through a model as much time as its arithmetic.
+    streaming through a model as much time as its arithmetic. All threads share two heaps: each heap keeps
+    freed blocks of its own, and threads that come and go would make one after the other.
     """
     import ctypes
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        trim, top_pad, mmap_from = -1, -2, -3
+        trim, top_pad, mmap_from, heaps = -1, -2, -3, -8
+        mallopt(heaps, 2)
         mallopt(mmap_from, 32 << 20)
         mallopt(trim, 128 << 20)
         mallopt(top_pad, 16 << 20)
+
+
+@contextmanager
+def spare_core() -> Iterator[None]:
+    """Leave one core to the threads that read and write while torch computes with the others.
+
+    With as many threads as cores every operation would wait for one that is not running.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def collect_rarely() -> None:

@@ -127,6 +127,12 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         "deltas weighed by trained routers, or one for each language",
         "Li et al. 2023, arXiv:2308.06552",
     ),
+    (
+        "delta/stack",
+        "calque.delta.stack:stack",
+        "deltas on top of each other, of which the last trains",
+        "Pfeiffer et al. 2020, arXiv:2005.00052",
+    ),
     ("delta/grid", "calque.grid:grid", "forms x places x budgets on one text, one table", _UNIFIED),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     (

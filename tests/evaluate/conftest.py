@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tests import tiny as tiny_models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from calque.data.corpus import Corpus
 from calque.data.example import Example
+from calque.evaluate.lm import Reader
 from calque.model.checkpoint import Checkpoint
 
 VERSES = [
@@ -79,3 +81,17 @@ def tiny(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="session")
 def books():
     return corpus()
+
+
+@pytest.fixture(scope="session", params=["t5", "marian"])
+def between(request, tmp_path_factory):
+    """An encoder-decoder whose tokenizer ends every text with </s>."""
+    folder = tiny_models.model(tmp_path_factory.mktemp("between") / request.param, request.param)
+    file = folder / "tokenizer.json"
+    backend = Tokenizer.from_file(str(file))
+    end = backend.token_to_id("</s>")
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    backend.save(str(file))
+    for name in ("config.json", "generation_config.json"):
+        tiny_models.edit_json(folder / name, decoder_start_token_id=0)
+    return Reader.open("m", Checkpoint.at(folder), torch.float32)

@@ -9,7 +9,7 @@ from tests import tiny as makers
 from tokenizers import Tokenizer, models
 
 from calque.errors import DataError, ModelError
-from calque.evaluate import choices
+from calque.evaluate import choices, seq2seq
 from calque.evaluate.benchmark import Prompt
 from calque.evaluate.choices import Scored, Trie, choose, likelihoods, takes_trie
 from calque.evaluate.lm import Reader
@@ -149,3 +149,39 @@ def test_a_model_without_numbers_is_refused(tmp_path, tokenizer):
         reader.model.model.norm.weight.fill_(math.nan)
     with pytest.raises(ModelError, match="'bad': the probability of a choice is no number"):
         choose(reader, PROMPTS, normalise="none", start=True)
+
+
+def between_plainly(reader, prompt, choice):
+    """One pair by itself: the mean loss that transformers gives, times the tokens of the choice."""
+    source, target = (reader.tokens.backend.encode(text).ids for text in (prompt, choice.strip()))
+    assert source[-1] == target[-1] == reader.tokens.special["eos"]
+    with torch.inference_mode():
+        out = reader.model(input_ids=torch.tensor([source]), labels=torch.tensor([target]))
+    return -float(out.loss) * len(target), len(target)
+
+
+def test_encoder_decoders_read_the_prompt_and_choose_what_comes_out(between):
+    pairs = [(p.text, c) for p in PROMPTS for c in p.choices]
+    expected = [between_plainly(between, *pair) for pair in pairs]
+    for size in (1, 40, 4096):
+        found, counts = seq2seq.likelihoods(between, pairs, batch_tokens=size)
+        assert found == pytest.approx([value for value, _ in expected], abs=1e-3)
+        assert counts == [count for _, count in expected]
+    (plain,) = choose(between, PROMPTS[:1], normalise="none", start=True)
+    (by_tokens,) = choose(between, PROMPTS[:1], normalise="tokens", start=True)
+    (less,) = choose(between, PROMPTS[:1], normalise="unconditional", start=True)
+    assert plain.choice == max(range(3), key=lambda n: expected[n][0])
+    for n, choice in enumerate(PROMPTS[0].choices):
+        assert by_tokens.scores[n] == pytest.approx(expected[n][0] / expected[n][1], abs=1e-3)
+        alone, _ = between_plainly(between, "", choice)
+        assert less.scores[n] == pytest.approx(expected[n][0] - alone, abs=1e-3)
+
+
+def test_encoder_decoders_have_no_bits_of_a_text(between):
+    with pytest.raises(ModelError, match="'m' is an encoder-decoder"):
+        between.surprise(torch.tensor([[5, 6, 7]]), torch.tensor([[True, True]]))
+
+
+def test_encoder_decoders_refuse_choices_without_text(between):
+    with pytest.raises(DataError, match="a choice without text"):
+        choose(between, [Prompt("Mulungu", (" ", " anati"))], normalise="none", start=True)

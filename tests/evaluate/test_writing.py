@@ -47,6 +47,19 @@ def test_greedy_answers_are_the_likeliest_tokens_one_after_another(reader):
         assert found[n].value == {"truncated": True}
 
 
+def test_encoder_decoders_write_after_the_prompt_they_have_read(between):
+    found = written(between, [Prompt(text, max_tokens=9) for text in TEXTS])
+    model, end = between.model, between.tokens.special["eos"]
+    for n, text in enumerate(TEXTS):
+        source = torch.tensor([between.tokens.backend.encode(text).ids])
+        ids = [model.config.decoder_start_token_id]
+        with torch.inference_mode():
+            while len(ids) < 10 and end not in ids:
+                logits = model(input_ids=source, decoder_input_ids=torch.tensor([ids])).logits[0, -1]
+                ids.append(int(logits[: len(between.tokens)].argmax()))
+        assert found[n].text == between.tokens.decode([i for i in ids[1:] if i != end])
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_batch_size_gives_the_same(reader, temperature):
     prompts = [Prompt(text, max_tokens=4 + n) for n, text in enumerate(TEXTS)]

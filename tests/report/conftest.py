@@ -221,3 +221,21 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "hostile")
+
+
+def answers(system, shift, language="nya_Latn", count=40):
+    """Right and wrong answers of a system that is right in so many of ten items more."""
+    return [
+        {
+            "system": system, "task": f"quiz {HOSTILE}", "language": language, "item": str(i),
+            "metric": "correct", "value": float((i * 7) % 10 < 4 + shift), "signature": f"quiz:1|{HOSTILE}",
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quizzes():
+    """Two systems, one of them better in one language and worse in the other."""
+    listed = answers("base", 0) + answers(f"new {HOSTILE}", 4) + answers("base", 0, "eng_Latn")
+    return Table.of(listed + answers(f"new {HOSTILE}", -3, "eng_Latn"))

@@ -1,9 +1,11 @@
-"""The report in a real browser: charts draw, nothing is fetched, nothing is said on the console."""
+"""Report and comparison in a real browser: charts draw, nothing is fetched, the console stays empty."""
 
 import json
 
 import pytest
 
+from calque.evaluate.compare import compare
+from calque.report.comparison import write_comparison
 from calque.report.html import write_report
 
 pytestmark = pytest.mark.browser
@@ -29,9 +31,18 @@ def browser():
     driver.quit()
 
 
-@pytest.fixture(scope="module")
-def address(hostile, tmp_path_factory):
-    return write_report(hostile, tmp_path_factory.mktemp("page") / "report.html").as_uri()
+@pytest.fixture(scope="module", params=["report", "comparison"])
+def page(request, hostile, quizzes, tmp_path_factory):
+    """(address, charts in the page, charts that are seen without opening anything)."""
+    file = tmp_path_factory.mktemp("page") / f"{request.param}.html"
+    if request.param == "report":
+        return write_report(hostile, file).as_uri(), 4, 2
+    return write_comparison(compare({"t": quizzes}), file).as_uri(), 2, 2
+
+
+@pytest.fixture
+def address(page):
+    return page[0]
 
 
 def show(browser, address, width, scheme):
@@ -45,7 +56,8 @@ def show(browser, address, width, scheme):
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_draws_and_fits(browser, address, width, scheme):
+def test_pages_draw_and_fit(browser, page, width, scheme):
+    address, count, visible = page
     browser.get_log("performance"), browser.get_log("browser")
     show(browser, address, width, scheme)
     charts = browser.execute_script(
@@ -53,7 +65,7 @@ def test_the_report_draws_and_fits(browser, address, width, scheme):
         " paths: s.querySelectorAll('path').length, texts: [...s.querySelectorAll('text')].length}))"
     )
     seen = [c for c in charts if c["box"]["width"] > 0]
-    assert len(charts) == 4 and len(seen) == 2
+    assert (len(charts), len(seen)) == (count, visible)
     for chart in seen:
         assert chart["box"]["height"] > 150 and chart["box"]["width"] > 300
         assert chart["paths"] > 10 and chart["texts"] > 8

@@ -11,27 +11,11 @@ from calque.evaluate.compare import compare
 from calque.evaluate.table import Table
 from calque.report.comparison import write_comparison
 
-HOSTILE = "<script>alert('x')</script>"
+from .conftest import answers
 
 
-def rows(system, shift, language="nya_Latn", count=40):
-    return [
-        {
-            "system": system, "task": f"quiz {HOSTILE}", "language": language, "item": str(i),
-            "metric": "correct", "value": float((i * 7) % 10 < 4 + shift), "signature": f"quiz:1|{HOSTILE}",
-        }
-        for i in range(count)
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def table():
-    listed = rows("base", 0) + rows(f"new {HOSTILE}", 4) + rows("base", 0, "eng_Latn")
-    return Table.of(listed + rows(f"new {HOSTILE}", -3, "eng_Latn"))
-
-
-def test_the_page_holds_every_number_and_no_script(table, tmp_path):
-    found = compare({"t": table})
+def test_the_page_holds_every_number_and_no_script(quizzes, tmp_path):
+    found = compare({"t": quizzes})
     text = write_comparison(found, tmp_path / "c.html").read_text()
     assert "<script" not in text and "http-equiv" in text
     assert "&lt;script&gt;" in text and "default-src 'none'" in text
@@ -43,17 +27,17 @@ def test_the_page_holds_every_number_and_no_script(table, tmp_path):
 
 
 def test_a_difference_that_is_not_clear_is_faint(tmp_path):
-    found = compare({"t": Table.of(rows("base", 0, count=10) + rows("new", 1, count=10))})
+    found = compare({"t": Table.of(answers("base", 0, count=10) + answers("new", 1, count=10))})
     text = write_comparison(found, tmp_path / "c.html").read_text()
     assert {line.verdict(found.alpha) for line in found.lines} == {"unclear"}
     assert [int(much) for much in re.findall(r"--much:(\d+)%", text)] == [14]
-    clear = compare({"t": Table.of(rows("base", 0) + rows("new", 4))})
+    clear = compare({"t": Table.of(answers("base", 0) + answers("new", 4))})
     text = write_comparison(clear, tmp_path / "d.html").read_text()
     assert [int(much) for much in re.findall(r"--much:(\d+)%", text)] == [46]
 
 
-def test_the_command_writes_what_the_suffix_says(table, tmp_path, capsys):
-    table.save(tmp_path / "scores.parquet")
+def test_the_command_writes_what_the_suffix_says(quizzes, tmp_path, capsys):
+    quizzes.save(tmp_path / "scores.parquet")
     for name in ("c.html", "c.csv", "c.tex", "c.md", "c.parquet"):
         with pytest.raises(SystemExit) as left:
             main(["compare", str(tmp_path / "scores.parquet"), "--out", str(tmp_path / name)])
@@ -85,15 +69,15 @@ def test_the_command_writes_what_the_suffix_says(table, tmp_path, capsys):
         (["{t}", "--by", "tongue"], "by 'tongue'"),
     ],
 )
-def test_wrong_input_ends_with_a_message(arguments, message, table, tmp_path, capsys, monkeypatch):
+def test_wrong_input_ends_with_a_message(arguments, message, quizzes, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table.save(tmp_path / "t.parquet")
+    quizzes.save(tmp_path / "t.parquet")
     with pytest.raises(SystemExit) as left:
         main(["compare", *(word.format(t="t.parquet") for word in arguments)])
     said = capsys.readouterr().err
     assert left.value.code == 2 and message in said and "Traceback" not in said
 
 
-def test_another_suffix_is_refused(table, tmp_path):
+def test_another_suffix_is_refused(quizzes, tmp_path):
     with pytest.raises(DataError, match="no format"):
-        write_comparison(compare({"t": table}), tmp_path / "c.pdf")
+        write_comparison(compare({"t": quizzes}), tmp_path / "c.pdf")

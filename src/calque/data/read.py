@@ -17,7 +17,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,33 +169,31 @@ def _tagged(file: Path, languages: Sequence[str]) -> Iterator[Record]:
         yield Record(number, {languages[0]: " ".join(words)}, marks=marked)
 
 
-def _delimited(
-    file: Path, languages: Sequence[str], rows: Iterable[tuple[int, list[str]]]
-) -> Iterator[Record]:
+def _table(file: Path, languages: Sequence[str]) -> Iterator[Record]:
     """Rows of cells with or without a first line of column names."""
     columns: list[str] | None = None
-    for number, cells in rows:
+    for number, row in cells(file):
         if columns is None:
-            columns = _header(cells, languages)
+            columns = _header(row, languages)
             if columns:
                 continue
-            columns = _nameless(file, cells, languages)
-        if not any(cell.strip() for cell in cells):
+            columns = _nameless(file, row, languages)
+        if not any(cell.strip() for cell in row):
             yield Record(number, {})
-        elif len(cells) != len(columns):
+        elif len(row) != len(columns):
             raise DataError(
-                f"{file}:{number}: {len(cells)} columns, should be {len(columns)} ({', '.join(columns)})"
+                f"{file}:{number}: {len(row)} columns, should be {len(columns)} ({', '.join(columns)})"
             )
         else:
-            place, row = f"{file}:{number}", dict(zip(columns, cells, strict=True))
-            sides = _sides(place, row, languages)
-            said = {name: row[name] for name in WORDS if row.get(name)}
-            yield Record(number, sides, _group(row), marks(place, said, sides, languages))
+            place, named = f"{file}:{number}", dict(zip(columns, row, strict=True))
+            sides = _sides(place, named, languages)
+            said = {name: named[name] for name in WORDS if named.get(name)}
+            yield Record(number, sides, _group(named), marks(place, said, sides, languages))
 
 
-def _header(cells: Sequence[str], languages: Sequence[str]) -> list[str] | None:
+def _header(row: Sequence[str], languages: Sequence[str]) -> list[str] | None:
     """The column names when the first line is one, in lower case; else None."""
-    names = [cell.strip() for cell in cells]
+    names = [cell.strip() for cell in row]
     if any(len(name) > 40 for name in names):
         return None
     # A dictionary may begin with a word that is also the code of some language ("de" and "of"): one of the
@@ -209,35 +207,36 @@ def _header(cells: Sequence[str], languages: Sequence[str]) -> list[str] | None:
     return [name.lower() if name.lower() in (*_SIDES, *_GROUPS, *WORDS) else name for name in names]
 
 
-def _nameless(file: Path, cells: Sequence[str], languages: Sequence[str]) -> list[str]:
-    if len(cells) == 1 and len(languages) == 1:
+def _nameless(file: Path, row: Sequence[str], languages: Sequence[str]) -> list[str]:
+    if len(row) == 1 and len(languages) == 1:
         return ["text"]
-    if len(cells) == 2:
+    if len(row) == 2:
         return ["source", "target"]
     raise DataError(
-        f"{file}:1: {len(cells)} columns and no names for them; put a first line with the names text, or "
+        f"{file}:1: {len(row)} columns and no names for them; put a first line with the names text, or "
         f"source and target, or the language codes {', '.join(languages)}"
     )
 
 
-def _tsv(file: Path, languages: Sequence[str]) -> Iterator[Record]:
-    """Tabs divide cells; quotation marks are ordinary characters."""
-    return _delimited(file, languages, ((number, line.split("\t")) for number, line in lines(file)))
+def cells(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a table in text, as (number of the line, cells), and nothing skipped.
 
+    In a .tsv tabs divide cells and quotation marks are ordinary characters; in a .csv commas do, and
+    quotation marks may hold commas and line ends.
 
-def _csv(file: Path, languages: Sequence[str]) -> Iterator[Record]:
-    """Commas divide cells; quotation marks may hold commas and line ends."""
+    Raises:
+        DataError: a .csv whose quotation marks do not close.
+    """
+    if ending(file) != ".csv":
+        yield from ((number, line.split("\t")) for number, line in lines(file))
+        return
     csv.field_size_limit(_BLOCK * 64)
     reader = csv.reader((line + "\n" for _, line in lines(file)), strict=True)
-
-    def rows() -> Iterator[tuple[int, list[str]]]:
-        try:
-            for cells in reader:
-                yield reader.line_num, cells
-        except csv.Error as error:
-            raise DataError(f"{file}:{reader.line_num}: not valid CSV ({error})") from None
-
-    return _delimited(file, languages, rows())
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{file}:{reader.line_num}: not valid CSV ({error})") from None
 
 
 def _jsonl(file: Path, languages: Sequence[str]) -> Iterator[Record]:
@@ -365,8 +364,8 @@ def _variants(unit: Any, languages: Sequence[str]) -> dict[str, str]:
 READERS: Mapping[str, Callable[[Path, Sequence[str]], Iterator[Record]]] = {
     ".txt": _plain,
     ".jsonl": _jsonl,
-    ".tsv": _tsv,
-    ".csv": _csv,
+    ".tsv": _table,
+    ".csv": _table,
     ".parquet": _parquet,
     ".tmx": _tmx,
     ".conll": _tagged,

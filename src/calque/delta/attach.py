@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ _MORE = {  # what keeps a form from being a change of weights
     "prefix": "keys and values come before the text",
     "mam": "it holds a prefix and networks",
     "mixture": "its shares depend on the text",
+    "stack": "its parts bend what passes through",
     "sparse": "it changes single weights",
 }
 
@@ -39,17 +40,21 @@ class Attached:
         self.model, self.deltas, self.switch = model, dict(deltas), Switch([*deltas])
         self.parameters: dict[str, dict[str, torch.nn.Parameter]] = {}
         self.by_language: list[Switch] = []
+        self._fixed: set[str] = set()
         self._removers: list[Callable[[], None]] = []
+        levels = [level for name, delta in deltas.items() for level in _levels(name, name, delta)]
         # What peft wraps must be wrapped before others hook the modules by name.
-        for name in sorted(deltas, key=lambda name: "lora" not in _forms(deltas[name])):
-            delta = deltas[name]
-            for _, part in _pieces(name, delta):
+        for name, whole, delta, trains in sorted(levels, key=lambda level: "lora" not in _forms(level[2])):
+            for _, part in _pieces(whole, delta):
                 _refuse_misfit(model, name, part)
+            before = set(self.parameters)
             if delta.form == "mixture":
-                self._put_on_mixture(name, delta)
+                self._put_on_mixture(name, whole, delta)
             else:
-                for piece, part in _pieces(name, delta):
+                for piece, part in _pieces(whole, delta):
                     self._put_on(name, piece, part, self.switch)
+            if not trains:
+                self._fixed |= set(self.parameters) - before
 
     def use(self, chosen: str | Sequence[str] | Mapping[str, float]) -> None:
         """Choose by name, by mixture weights that sum to 1, or by name for each example of the batches."""
@@ -74,17 +79,12 @@ class Attached:
 
     def trained(self) -> dict[str, Delta]:
         """The deltas with the numbers as they are now."""
-        return {
-            name: replace(
-                self._now(name, delta),
-                parts=tuple(self._now(f"{name}_{n}", part) for n, part in enumerate(delta.parts)),
-            )
-            for name, delta in self.deltas.items()
-        }
+        return {name: self._now(name, delta) for name, delta in self.deltas.items()}
 
     def named(self) -> set[str]:
-        """Names of their parameters in the model."""
-        own = {id(p) for numbers in self.parameters.values() for p in numbers.values()}
+        """Names of those of their parameters in the model that train: of a stack those of its top."""
+        training = (numbers for piece, numbers in self.parameters.items() if piece not in self._fixed)
+        own = {id(p) for numbers in training for p in numbers.values()}
         return {name for name, p in self.model.named_parameters() if id(p) in own}
 
     def detach(self) -> dict[str, Delta]:
@@ -97,7 +97,9 @@ class Attached:
 
     def _now(self, piece: str, delta: Delta) -> Delta:
         numbers = self.parameters.get(piece, {})
-        return delta.with_tensors({key: p.detach().cpu().clone() for key, p in numbers.items()})
+        done = delta.with_tensors({key: p.detach().cpu().clone() for key, p in numbers.items()})
+        parts = (self._now(f"{piece}_{n}", part) for n, part in enumerate(delta.parts))
+        return replace(done, parts=tuple(parts))
 
     def _put_on(self, name: str, piece: str, delta: Delta, switch: Switch) -> None:
         if delta.form == "lora":
@@ -107,8 +109,8 @@ class Attached:
             bank = self._bank(piece, delta)
             self._removers.append(_install(self.model, delta, bank, switch, name))
 
-    def _put_on_mixture(self, name: str, delta: Delta) -> None:
-        pieces = _pieces(name, delta)
+    def _put_on_mixture(self, name: str, whole: str, delta: Delta) -> None:
+        pieces = _pieces(whole, delta)
         if delta.gate == "language":
             switch = Switch(delta.settings["names"], within=(self.switch, name))
             self.by_language.append(switch)
@@ -116,7 +118,7 @@ class Attached:
                 self._put_on(language, piece, part, switch)
             return
         parts = [self._bank(piece, part, trains=not delta.fixed_parts) for piece, part in pieces]
-        own = self._bank(name, delta)
+        own = self._bank(whole, delta)
         self._removers.append(mixture.install(self.model, delta, parts, own, self.switch, name))
 
     def _numbers(self, piece: str, delta: Delta) -> dict[str, torch.nn.Parameter]:
@@ -239,6 +241,17 @@ def _install(
 def _pieces(name: str, delta: Delta) -> list[tuple[str, Delta]]:
     """What a delta is put together from, each with a name of its own."""
     return [(f"{name}_{n}", part) for n, part in enumerate(delta.parts)] or [(name, delta)]
+
+
+def _levels(
+    name: str, whole: str, delta: Delta, trains: bool = True
+) -> Iterator[tuple[str, str, Delta, bool]]:
+    """The levels of a stack, bottom first: name to switch by, name of its own, delta, whether it trains."""
+    if delta.form != "stack":
+        yield name, whole, delta, trains
+        return
+    for n, part in enumerate(delta.parts):
+        yield from _levels(name, f"{whole}_{n}", part, trains and n == len(delta.parts) - 1)
 
 
 def _forms(delta: Delta) -> set[str]:

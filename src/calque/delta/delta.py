@@ -57,7 +57,8 @@ class Delta:
     def count(self) -> int:
         """How many numbers train."""
         own = sum(t.numel() for t in self.trainable.values())
-        return own + (0 if self.fixed_parts else sum(part.count() for part in self.parts))
+        training = self.parts[-1:] if self.form == "stack" else () if self.fixed_parts else self.parts
+        return own + sum(part.count() for part in training)
 
     @property
     def fixed_parts(self) -> bool:

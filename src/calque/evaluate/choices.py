@@ -11,6 +11,7 @@ Shape letters: S nodes of a row, B sequences, T tokens, E scored edges, V vocabu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from calque.errors import DataError, ModelError
+from calque.evaluate import seq2seq
 from calque.evaluate.benchmark import Answer, Prompt
 from calque.evaluate.lm import Reader
 
@@ -64,8 +66,11 @@ def choose(reader: Reader, prompts: Sequence[Prompt], *, normalise: str, start: 
         prompts: Each with its choices.
         normalise: What a choice's log-likelihood is divided by, or "unconditional" to subtract its
             log-likelihood without the question: "none", "bytes", "tokens".
-        start: Whether the tokenizer's start token stands before the prompt.
+        start: Whether the tokenizer's start token stands before the prompt; an encoder-decoder always reads
+            prompt and choice with the special tokens of its tokenizer.
     """
+    if reader.model.config.is_encoder_decoder:
+        return _choose_between(reader, prompts, normalise)
     with_prompt, without = [], []
     for prompt in prompts:
         asked, bare = sequences(reader, prompt, start)
@@ -78,22 +83,42 @@ def choose(reader: Reader, prompts: Sequence[Prompt], *, normalise: str, start: 
     for prompt, asked in zip(prompts, with_prompt, strict=True):
         found = scores[at : at + len(asked)]
         base = scores[len(flat) + at : len(flat) + at + len(asked)]
-        weighed = _normalised(found, base, prompt, asked, normalise)
-        best = max(range(len(weighed)), key=weighed.__getitem__)
-        answers.append(Answer(prompt.choices[best].strip(), best, tuple(weighed)))
+        counts = [len(s.ids) - s.first for s in asked]
+        answers.append(_best(prompt, _normalised(found, base, prompt, counts, normalise)))
         at += len(asked)
     return answers
 
 
+def _choose_between(reader: Reader, prompts: Sequence[Prompt], normalise: str) -> list[Answer]:
+    """The choice of each prompt by a model that reads the prompt in its encoder."""
+    pairs = [(prompt.text, choice) for prompt in prompts for choice in prompt.choices]
+    found, counts = seq2seq.likelihoods(reader, pairs)
+    without: list[float] = []
+    if normalise == "unconditional":
+        without, _ = seq2seq.likelihoods(reader, [("", choice) for _, choice in pairs])
+    answers, at = [], 0
+    for prompt in prompts:
+        here = slice(at, at + len(prompt.choices))
+        weighed = _normalised(found[here], without[here], prompt, counts[here], normalise)
+        answers.append(_best(prompt, weighed))
+        at = here.stop
+    return answers
+
+
+def _best(prompt: Prompt, weighed: Sequence[float]) -> Answer:
+    best = max(range(len(weighed)), key=weighed.__getitem__)
+    return Answer(prompt.choices[best].strip(), best, tuple(weighed))
+
+
 def _normalised(
-    found: Sequence[float], base: Sequence[float], prompt: Prompt, asked: Sequence[Scored], how: str
+    found: Sequence[float], base: Sequence[float], prompt: Prompt, tokens: Sequence[int], how: str
 ) -> list[float]:
     if how == "unconditional":
         return [score - without for score, without in zip(found, base, strict=True)]
     if how == "bytes":
         return [score / len(c.encode()) for score, c in zip(found, prompt.choices, strict=True)]
     if how == "tokens":
-        return [score / (len(s.ids) - s.first) for score, s in zip(found, asked, strict=True)]
+        return [score / count for score, count in zip(found, tokens, strict=True)]
     return list(found)
 
 
@@ -106,7 +131,7 @@ def likelihoods(reader: Reader, scored: Sequence[Scored]) -> list[float]:
     result = [0.0] * len(scored)
     for place, value in zip(order, found, strict=True):
         result[place] = value
-    if not all(value == value and abs(value) != float("inf") for value in result):
+    if not all(math.isfinite(value) for value in result):
         raise ModelError(f"system '{reader.name}': the probability of a choice is no number")
     return result
 

@@ -6,19 +6,16 @@ Nothing is repaired: whatever is not as published is a DataError that says where
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from calque.data.read import blocks, ending, lines
+from calque.data.read import blocks, cells, ending, lines
 from calque.errors import DataError
 
 Row = dict[str, Any]
 T = TypeVar("T")
-
-_CELL = 1 << 26  # bytes in one cell of a CSV file at most
 
 
 def records(path: Path, header: Sequence[str] | None = None) -> Iterator[Row]:
@@ -159,38 +156,18 @@ def _object(value: Any, where: str) -> Row:
     return value
 
 
-def _tsv(path: Path, header: Sequence[str] | None) -> Iterator[Row]:
-    """Tabs divide cells; quotation marks are ordinary characters."""
-    return _named(path, header, ((number, line.split("\t")) for number, line in lines(path)))
-
-
-def _csv(path: Path, header: Sequence[str] | None) -> Iterator[Row]:
-    """Commas divide cells; quotation marks may hold commas and line ends."""
-    csv.field_size_limit(_CELL)
-    reader = csv.reader((line + "\n" for _, line in lines(path)), strict=True)
-
-    def rows() -> Iterator[tuple[int, list[str]]]:
-        try:
-            for cells in reader:
-                yield reader.line_num, cells
-        except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
-
-    return _named(path, header, rows())
-
-
-def _named(path: Path, header: Sequence[str] | None, rows: Iterable[tuple[int, list[str]]]) -> Iterator[Row]:
+def _table(path: Path, header: Sequence[str] | None) -> Iterator[Row]:
     names = list(header) if header else None
-    for number, cells in rows:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if names is None:
-            names = _header(f"{path}:{number}", cells)
+    for number, row in cells(path):
+        if not any(cell.strip() for cell in row):
             continue
         where = f"{path}:{number}"
-        if len(cells) != len(names):
-            raise DataError(f"{where}: {len(cells)} columns, expected {len(names)} ({', '.join(names)})")
-        yield {**dict(zip(names, cells, strict=True)), "where": where}
+        if names is None:
+            names = _header(where, row)
+            continue
+        if len(row) != len(names):
+            raise DataError(f"{where}: {len(row)} columns, expected {len(names)} ({', '.join(names)})")
+        yield {**dict(zip(names, row, strict=True)), "where": where}
 
 
 def _header(where: str, cells: Sequence[str]) -> list[str]:
@@ -251,8 +228,8 @@ def _question(question: Any, context: str, where: str) -> Row:
 _READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[Row]]] = {
     ".jsonl": _jsonl,
     ".json": _json,
-    ".tsv": _tsv,
-    ".csv": _csv,
+    ".tsv": _table,
+    ".csv": _table,
     ".parquet": _parquet,
     ".txt": _text,
 }

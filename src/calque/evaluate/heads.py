@@ -14,8 +14,9 @@ import torch
 from calque.data.encode import question_windows
 from calque.errors import DataError
 from calque.evaluate.benchmark import Answer, Item
-from calque.evaluate.lm import context_length, device
+from calque.evaluate.lm import context_length, opened
 from calque.model.checkpoint import Checkpoint
+from calque.progress import say
 
 _HEADS = {
     "ForTokenClassification": "tags",
@@ -35,7 +36,7 @@ def head_of(checkpoint: Checkpoint) -> str | None:
 def ask_head(
     checkpoint: Checkpoint, form: str, items: Sequence[Item], dtype: torch.dtype
 ) -> Iterator[tuple[Item, Answer]]:
-    """The head's answer to each item, in order.
+    """The head's answer to each item, in order, with the delta that lies beside the checkpoint.
 
     Args:
         checkpoint: A model with a head.
@@ -49,17 +50,19 @@ def ask_head(
     Raises:
         DataError: An item without the fields that the form reads.
     """
-    model: Any = checkpoint.model(dtype).eval().to(device())  # pyright: ignore
+    model, attached = opened(checkpoint, dtype)
     tokenizer = checkpoint.tokenizer()
     length = min(_LONGEST, context_length(model) or _LONGEST)
     ask = {"tags": _tags, "labels": _label, "spans": _span}[form]
     with torch.inference_mode():
         for item in items:
+            if attached:
+                attached.speak(item.language)
             yield item, ask(model, tokenizer, item, length)
 
 
 def _tags(model: Any, tokenizer: Any, item: Item, length: int) -> Answer:
-    """The tag at the first token of each word; words beyond the model's length get the most usual one, O."""
+    """The tag at the first token of each word; words beyond the model's length get O, which is said."""
     words = _field(item, "words")
     found = tokenizer(
         " ".join(words), truncation=True, max_length=length, return_offsets_mapping=True, return_tensors="pt"
@@ -71,10 +74,13 @@ def _tags(model: Any, tokenizer: Any, item: Item, length: int) -> Answer:
     for word in words:
         begins.append((at, at + len(word)))
         at += len(word) + 1
-    tags = []
-    for begin, end in begins:
-        place = next((n for n, (a, b) in enumerate(offsets) if a < b and b > begin and a < end), None)
-        tags.append("O" if place is None else str(names[best[place]]))
+    places = [
+        next((n for n, (a, b) in enumerate(offsets) if a < b and b > begin and a < end), None)
+        for begin, end in begins
+    ]
+    tags = ["O" if place is None else str(names[best[place]]) for place in places]
+    if beyond := places.count(None):
+        say(f"item {item.id}: {beyond} of {len(words)} words lie beyond the {length} tokens read; tagged O")
     return Answer(" ".join(tags), value=tuple(tags))
 
 
@@ -94,7 +100,7 @@ def _span(model: Any, tokenizer: Any, item: Item, length: int) -> Answer:
         out = model(input_ids=torch.tensor([ids], device=model.device))
         inside = [n for n, part in enumerate(windows.sequence_ids(number)) if part == 1]
         start, end = (logits[0, inside].float() for logits in (out.start_logits, out.end_logits))
-        pairs = (start[:, None] + end[None, :]).triu().tril(_ANSWER - 1)
+        pairs = start[:, None] + end[None, :]
         allowed = torch.ones_like(pairs, dtype=torch.bool).triu().tril(_ANSWER - 1)
         pairs = pairs.masked_fill(~allowed, float("-inf"))
         place = int(pairs.argmax())

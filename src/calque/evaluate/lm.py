@@ -45,6 +45,19 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 _HEAD_ROWS = 256  # rows of logits held at once: 256 x 50k x 4 bytes = 50 MB, whatever the batch
 
 
+def opened(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Attached | None]:
+    """A checkpoint's model to be read with, the delta beside it attached, on the accelerator if there is one.
+
+    A mixture by language speaks its first one until another is asked for.
+    """
+    model: Any = checkpoint.model(dtype).eval().to(device())  # pyright: ignore
+    delta = beside(checkpoint)
+    attached = attach(model, {"delta": delta}) if delta else None
+    if attached and attached.by_language:
+        attached.speak(attached.by_language[0].names[0])
+    return model, attached
+
+
 @dataclass(frozen=True)
 class Reader:
     """A model ready to be read with: B sequences of T tokens in, log-probabilities out.
@@ -68,17 +81,13 @@ class Reader:
     @classmethod
     def open(cls, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Reader:
         """Load a checkpoint, with the delta beside it, onto the accelerator if there is one, else here."""
-        model: Any = checkpoint.model(dtype).eval().to(device())  # pyright: ignore
-        delta = beside(checkpoint)
-        attached = attach(model, {"delta": delta}) if delta else None
-        if attached and attached.by_language:
-            attached.speak(attached.by_language[0].names[0])
+        model, attached = opened(checkpoint, dtype)
         tokens = Tokens.of(checkpoint.tokenizer())
         start = tokens.special.get("bos", tokens.special.get("eos"))
         rows = model.get_input_embeddings().num_embeddings
         if len(tokens) > rows:
             raise ModelError(f"system '{name}': {len(tokens)} tokens for an embedding of {rows} rows")
-        whole = not _head_is_last(model, rows)
+        whole = not model.config.is_encoder_decoder and not _head_is_last(model, rows)
         if whole:
             say(f"{name}: something follows the output matrix; logits are taken whole, in smaller batches")
         return cls(name, model, tokens, start, whole, attached)
@@ -94,7 +103,15 @@ class Reader:
         Args:
             ids_BT: [B, T + 1] token ids, padded on the right: with causal attention padding changes nothing.
             scored_BT: [B, T] marks which of ids_BT[:, 1:] to score.
+
+        Raises:
+            ModelError: An encoder-decoder, which gives a text a probability after another text only.
         """
+        if self.model.config.is_encoder_decoder:
+            raise ModelError(
+                f"system '{self.name}' is an encoder-decoder: it has no bits per byte of a text by itself; "
+                "score its translations or answers (evaluate run)"
+            )
         targets = ids_BT[:, 1:][scored_BT]
         if self.whole:
             logits_NV = self.model(input_ids=ids_BT[:, :-1], use_cache=False).logits[scored_BT]

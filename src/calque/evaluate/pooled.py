@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calque.delta.attach import Attached, attach
-from calque.delta.delta import beside
+from calque.delta.attach import Attached
 from calque.errors import ConfigError, ModelError
-from calque.evaluate.lm import context_length, device
+from calque.evaluate.lm import context_length, opened
 from calque.model.checkpoint import Checkpoint
 from calque.progress import bar, say
 
@@ -56,9 +55,7 @@ class Pooled:
     @classmethod
     def open(cls, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Pooled:
         """Load a checkpoint, with the delta beside it, onto the accelerator if there is one."""
-        model: Any = checkpoint.model(dtype).eval().to(device())  # pyright: ignore
-        delta = beside(checkpoint)
-        attached = attach(model, {"delta": delta}) if delta else None
+        model, attached = opened(checkpoint, dtype)
         tokenizer: Any = checkpoint.tokenizer()
         start = None
         if not tokenizer.num_special_tokens_to_add():

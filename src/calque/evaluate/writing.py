@@ -16,6 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from calque.errors import ConfigError
 from calque.evaluate.benchmark import Answer, Prompt
 from calque.evaluate.lm import Reader, context_length
+from calque.evaluate.seq2seq import encoded
 from calque.vocab.tokens import Tokens
 
 _TAIL = 24  # tokens looked at for a stop string; none is longer
@@ -37,7 +38,8 @@ def write(
         prompts: What to write after.
         temperature: Of sampling; 0 takes the likeliest token each time.
         seed: Of sampling.
-        start: Whether the tokenizer's start token stands before the prompt.
+        start: Whether the tokenizer's start token stands before the prompt; an encoder-decoder reads it with
+            the special tokens of its tokenizer.
         batch_tokens: Tokens of a batch, answers included; changes speed and memory only.
 
     Yields:
@@ -47,7 +49,11 @@ def write(
         ConfigError: A prompt longer than the model's context.
     """
     begin = [reader.start] if start and reader.start is not None else []
-    ids = [[*begin, *found] for found in reader.tokens.encode_batch([p.text for p in prompts])]
+    texts = [prompt.text for prompt in prompts]
+    if reader.model.config.is_encoder_decoder:
+        ids = [[*encoded(reader, text)] for text in texts]
+    else:
+        ids = [[*begin, *found] for found in reader.tokens.encode_batch(texts)]
     room = context_length(reader.model)
     for n, prompt in enumerate(prompts):
         if room and len(ids[n]) + 1 > room:
@@ -117,6 +123,7 @@ def _generate(
             max_new_tokens=limit,
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
+            forced_eos_token_id=None,  # an end put at the limit would hide that the answer was cut
             stopping_criteria=StoppingCriteriaList([stop]),
             logits_processor=LogitsProcessorList(processors),
             do_sample=False,

@@ -21,7 +21,7 @@ import torch
 
 from calque.disk import new_folder, write_json, write_text
 from calque.errors import ConfigError, DataError, ModelError
-from calque.machine import keep_freed_memory
+from calque.machine import keep_freed_memory, spare_core
 from calque.merge.execute import Inspect, nbytes, write_tensors
 from calque.merge.journal import Journal, resumable
 from calque.merge.match import RowOrder
@@ -216,11 +216,11 @@ class Rewrite:
 
     def _fill(self, journal: Journal, folder: Path, text: Sequence[str]) -> None:
         """Write and check everything in the journal's folder."""
-        with self._timed("passes"):
+        with self._timed("passes"), spare_core():
             if any(row.name not in journal.done for row in self.rows):
                 for one in self.passes:
                     one.run()
-        with self._timed("rows"):
+        with self._timed("rows"), spare_core():
             found = write_tensors(
                 self.rows,
                 journal,
@@ -233,7 +233,7 @@ class Rewrite:
         computed = {row.name for row in self.rows if row.function is not None}
         product = Checkpoint.at(journal.folder)
         try:
-            with self._timed("check"):
+            with self._timed("check"), spare_core():
                 if self.tokenizer is not None:
                     check_same_tokenizer(product, self.tokenizer["tokenizer.json"], text)
                 check_product(product, self.base, computed, text)

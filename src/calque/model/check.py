@@ -143,7 +143,9 @@ def check_values(
 
 
 def _check_zero_rows(where: str, first: int, block: torch.Tensor, allowed: Collection[int]) -> None:
-    empty = (~block.any(dim=1)).nonzero().reshape(-1).tolist()
+    # Reading whole rows of bfloat16 is slow; the first numbers tell nearly always.
+    begins = (~block[:, :8].any(dim=1)).nonzero().reshape(-1).tolist()
+    empty = [row for row in begins if not block[row].any()]
     if bad := [first + row for row in empty if first + row not in allowed]:
         raise ModelError(f"{where}: {len(bad)} rows of zeros, the first is token {bad[0]}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from calque.train import places
 from calque.train.causal import causal_objective
 from calque.train.head import with_head
 from calque.train.held_out import watch
+from calque.train.languages import in_languages
 from calque.train.optim import Optimization
 from calque.train.part import added
 from calque.train.processes import main_first
@@ -122,7 +124,8 @@ def tune(
         The tuned checkpoint: an ordinary folder, with its head, and the names of the labels in config.json.
 
     Raises:
-        ConfigError: No or more than one budget, a delta without its part, a teacher of another vocabulary.
+        ConfigError: No or more than one budget, a delta without its part, a teacher of another vocabulary, a
+            mixture by language for data in several.
         DataError: Examples without what the objective needs.
         ModelError: No such head for this architecture; the loss is not a number.
 
@@ -147,19 +150,25 @@ def tune(
     if found := finished(work, settings):
         return found
     loaded, new = _model(model, objective, labels, seed)
+    attached = attach(loaded, {"delta": delta}) if delta else None
+    if attached and attached.by_language and len(data.languages) > 1:
+        raise ConfigError(
+            f"a mixture by language learns from data in one language; given: {', '.join(data.languages)}"
+        )
     limit = epochs if minutes is None and steps is None else None
     stream = Mixture((sources[0],), (1.0,), seed, epochs=limit)
     task = _task(loaded, objective, compare)
+    taught_too = partial(_taught, task, model, teacher, objective, labels, taught, temperature, seed)
     stage = Stage(
         part=part,
-        objective=_taught(task, model, teacher, objective, labels, taught, temperature, seed),
+        objective=in_languages(taught_too, model, [data], attached, force_experts=False),
         stream=stream,
         budget=Budget(minutes, round(epochs * stream.epoch_tokens()) if epochs else None, steps),
         batch_tokens=batch_tokens,
         optimization=Optimization(lr, lr, schedule, warmup, weight_decay, clip=clip, rows="all"),
         accumulate=accumulate,
         outer=outer,
-        deltas=attach(loaded, {"delta": delta}) if delta else None,
+        deltas=attached,
         beside=new,
         terms=task.terms,
     )
