@@ -5,6 +5,8 @@ for lm-eval by `calque evaluate export`. lm-eval runs in an interpreter of its o
 
     python -m venv PEER && PEER/bin/pip install 'lm-eval[hf]==0.4.13'
     OMP_NUM_THREADS=1 python benchmarks/choices.py --peer PEER/bin/python
+    OMP_NUM_THREADS=1 python benchmarks/choices.py --peer PEER/bin/python --shots 3 --batches 8 \
+        --out benchmarks/results/choices_3_shots.json
 
 Loading models and libraries is timed on neither side; lm-eval gets the best of the batch sizes given.
 """

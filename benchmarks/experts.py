@@ -34,6 +34,8 @@ from calque import Checkpoint, Corpus, Table
 from calque.data.encode import Encoder
 from calque.data.example import Example
 from calque.disk import write_json
+from calque.evaluate.choices import Scored, likelihoods
+from calque.evaluate.lm import Reader
 from calque.evaluate.lm import lm as bits_per_byte
 from calque.machine import machine, versions
 from calque.merge.dare import dare
@@ -79,19 +81,16 @@ def problems(count: int, language: str, seed: int) -> list[tuple[str, str, str]]
 
 def answers(checkpoint: Checkpoint, asked: Sequence[tuple[str, str, str]]) -> tuple[list[float], list[float]]:
     """For each problem whether the right name is likelier than the wrong, and the bits of the right one."""
-    model = checkpoint.model().eval()
     encoder = Encoder(checkpoint.tokenizer(), 256, ("eng_Latn",))  # words it as train/tune does
-    right, bits = [], []
-    with torch.inference_mode():
-        for text, good, bad in asked:
-            both = (Example("", {"eng_Latn": text}, target=name) for name in (good, bad))
-            one, other = encoder.pieces("sft", both)
-            ids, first = list(one.ids[: one.prompt]), [int(p.ids[p.prompt]) for p in (one, other)]
-            logits_V = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            scores = logits_V.float().log_softmax(-1)[first]
-            right.append(float(scores[0] > scores[1]))
-            bits.append(float(-scores[0] / np.log(2)))
-    return right, bits
+    examples = (
+        Example("", {"eng_Latn": text}, target=name) for text, good, bad in asked for name in (good, bad)
+    )
+    scored = [
+        Scored(tuple(piece.ids[: piece.prompt + 1]), piece.prompt)
+        for piece in encoder.pieces("sft", examples)
+    ]
+    nats = np.array(likelihoods(Reader.open("x", checkpoint, torch.float32), scored)).reshape(-1, 2)
+    return (nats[:, 0] > nats[:, 1]).astype(float).tolist(), (-nats[:, 0] / np.log(2)).tolist()
 
 
 def candidates(layers: int) -> dict[str, list[tuple[Callable[..., Rewrite], Settings]]]:
