@@ -12,11 +12,12 @@ def truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
 
     B = U S and A = V^T of the largest singular values, the largest entry of each row of A positive. Ranks up
     to about a quarter of the full one come from a random range with six power iterations, with an error
-    hardly above the smallest (within 1 % even for noise); higher ones from the whole decomposition.
+    hardly above the smallest (within 1 % even for noise); higher ones, and those of small matrices, from the
+    whole decomposition.
     """
     rank = min(rank, *matrix.shape)
     wide = matrix.to(torch.float64 if matrix.dtype == torch.float64 else torch.float32)
-    if 4 * (rank + _OVERSAMPLED) <= min(matrix.shape):
+    if _SMALL < min(matrix.shape) >= 4 * (rank + _OVERSAMPLED):
         basis = _range(wide, rank + _OVERSAMPLED)
         left, values, right = torch.linalg.svd(basis.T @ wide, full_matrices=False)
         left = basis @ left
