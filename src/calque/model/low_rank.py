@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 _OVERSAMPLED, _ROUNDS = 8, 6
+_SMALL = 128  # rows or columns; decomposing such a matrix takes no time
 
 
 def truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
