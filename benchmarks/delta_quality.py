@@ -62,7 +62,11 @@ class Study:
         """Take what the command line says."""
         self.given, self.out = given, Path(given.out)
         self.base = Checkpoint.open(given.model)
-        self.length = {"length": given.length, "batch_tokens": given.batch_tokens, "steps": given.steps}
+        self.length: dict[str, Any] = {
+            "length": given.length,
+            "batch_tokens": given.batch_tokens,
+            "steps": given.steps,
+        }
 
     def texts(self, asset: str) -> tuple[Corpus, Corpus]:
         """(to learn from, to test on): the Gospel of Mark, in passages, is never learnt."""

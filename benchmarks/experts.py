@@ -154,7 +154,7 @@ class Study:
             Example(str(n), {"eng_Latn": text}, str(n), target=right)
             for n, (text, right, _) in enumerate(problems(count, "eng_Latn", self.seed))
         )
-        shared = {"seed": self.seed, "length": 256, "batch_tokens": 512}
+        shared: dict[str, Any] = {"seed": self.seed, "length": 256, "batch_tokens": 512}
         return {
             "task": tune(
                 self.base, asked, objective="sft", work=self.out / "task", lr=self.given.task_lr,
