@@ -43,9 +43,10 @@ def likelihoods(
             )
     order = sorted(range(len(given)), key=lambda n: (-len(given[n][0]), given[n][0], -len(given[n][1])))
     found = [0.0] * len(given)
+    answer = max((len(target) for _, target in given), default=0)
     while order:
-        longest = len(given[order[0]][0]) + max(len(given[n][1]) for n in order[:64])
-        batch, order = order[: (size := max(1, batch_tokens // longest))], order[size:]
+        size = max(1, batch_tokens // (len(given[order[0]][0]) + answer))
+        batch, order = order[:size], order[size:]
         for n, value in zip(batch, _read(reader, [given[n] for n in batch]), strict=True):
             found[n] = value
     if not all(math.isfinite(value) for value in found):

@@ -57,7 +57,7 @@ def fold(
     Raises:
         ModelError: The adapter was made for another base, is pickled, or is of a kind that can not be folded.
         ConfigError: A strength other than 1 for what only peft can fold, or a delta that is no change of
-            weights: bottleneck, prefix, mam, mixture.
+            weights: bottleneck, prefix, mam, mixture, stack.
 
     Relations:
         Folded in, an adapter gives the logits that it gives beside its base. With strength=0 the result is
