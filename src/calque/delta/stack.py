@@ -12,7 +12,7 @@ from calque.errors import ConfigError
 from calque.model.checkpoint import Checkpoint
 
 
-def stack(base: Checkpoint, deltas: Sequence[Delta]) -> Delta:
+def stack(base: Checkpoint, delta: Sequence[Delta]) -> Delta:
     """Put trained deltas below a new one, which alone trains.
 
     Below a task: a mixture by language. Then the task is learnt over the delta of the one language, and read
@@ -20,7 +20,7 @@ def stack(base: Checkpoint, deltas: Sequence[Delta]) -> Delta:
 
     Args:
         base: The model they were made for.
-        deltas: From the bottom up; the last one trains.
+        delta: Deltas from the bottom up; the last one trains.
 
     Returns:
         The delta, with the others as its parts. It can not be folded.
@@ -34,9 +34,9 @@ def stack(base: Checkpoint, deltas: Sequence[Delta]) -> Delta:
     Relations:
         It equals its parts attached in that order. Nothing below the top is changed by training.
     """
-    if len(deltas) < 2:
-        raise ConfigError(f"a stack of {len(deltas)}; give two deltas at least, the one that trains last")
-    for delta in deltas:
-        delta.check_base(base)
-    place = tuple(dict.fromkeys(module for delta in deltas for module in delta.place))
-    return Delta("stack", place, "own", "fixed", {}, {}, base_of(base), tuple(deltas))
+    if len(delta) < 2:
+        raise ConfigError(f"a stack of {len(delta)}; give two deltas at least, the one that trains last")
+    for part in delta:
+        part.check_base(base)
+    place = tuple(dict.fromkeys(module for part in delta for module in part.place))
+    return Delta("stack", place, "own", "fixed", {}, {}, base_of(base), tuple(delta))
