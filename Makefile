@@ -5,11 +5,15 @@ BIN := .venv/bin
 # One numeric thread per process in tests; the tools themselves use every core.
 BOUND := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
+# What a module compiles to is kept beside it, also where the environment says not to (many images do): torch and
+# transformers take seconds to compile, and every command would do so anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test test-slow lint format docs bench assets browser clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-# Compiling thousands of modules that nothing imports would be half of the installation's time.
+# Modules are compiled when they are first imported; thousands never are, and would be half of the installation's time.
 INSTALL := $(BIN)/pip install --quiet --no-compile
 
 .venv/ready: pyproject.toml constraints.txt
