@@ -1,8 +1,9 @@
 """Speed of training deltas, side by side in one run: calque beside `peft` and a bare loop of torch.
 
 Every turn trains the same model on the same pieces of text, packed into one row for calque and in a row each
-for the bare loops, with fused AdamW in float32 on one thread; counted are the processor seconds for a token
-from one step of the optimizer to the next, medians of the steps after the first.
+for the bare loops, with fused AdamW on one thread, matrix products in bfloat16 where the processor has them;
+counted are the processor seconds for a token from one step of the optimizer to the next, medians of the
+steps after the first.
 
     lora      train/lm with a LoRA delta                     against peft and the bare loop
     shards    train/lm with Mixture of Shards of that rank   against train/lm with LoRA
@@ -34,7 +35,7 @@ from calque.data.example import Example
 from calque.delta.lora import lora
 from calque.delta.shards import shards
 from calque.disk import write_json
-from calque.machine import machine, versions
+from calque.machine import has_bf16, machine, versions
 from calque.model.checkpoint import Checkpoint
 from calque.train.lm import lm
 
@@ -61,7 +62,9 @@ def bare(
     with clock() as ticks:
         for step in range(options.steps + 1):
             ids = torch.tensor(rows[step * size : (step + 1) * size])
-            loaded(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
+                loss = loaded(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(chosen, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -97,7 +100,7 @@ def calque(model: Checkpoint, text: Corpus, options: argparse.Namespace, **setti
                 batch_tokens=options.batch_tokens,
                 length=options.length,
                 lr=RATE,
-                precision="float32",
+                precision=options.precision,
                 save_seconds=0,
                 **settings,
             )
@@ -168,6 +171,8 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=4096)
+    hardware = "bfloat16" if has_bf16() else "float32"
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], default=hardware)
     parser.add_argument("--only", nargs="*", help="some of the turns, by name")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -322,19 +322,19 @@ def medians(runs: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
-def by_size(sizes: list[str], work: Path, repeat: int) -> dict[str, dict[str, float]]:
-    """calque's linear merge of three models at several sizes."""
+def by_size(job: str, sizes: list[str], work: Path, repeat: int) -> dict[str, dict[str, float]]:
+    """One of calque's merges of three models at several sizes."""
     found = {}
     for size in sizes:
         models = [make(work / f"{size}-{seed}", size, seed) for seed in range(MODELS)]
         runs = []
         for _ in range(repeat):
             shutil.rmtree(work / "out", ignore_errors=True)
-            command = commands(models, SIZES[size][0], work / "out")["linear"]
+            command = commands(models, SIZES[size][0], work / "out")[job]
             runs.append(measured(command, work / "log.txt"))
         parameters = sum(math.prod(shape) for _, shape in shapes(size))
         found[size] = {"parameters": parameters, "gigabytes": 2 * parameters / 1e9, **medians(runs)}
-        print(f"linear {size}: {found[size]}", flush=True)
+        print(f"{job} {size}: {found[size]}", flush=True)
         shutil.rmtree(work / "out", ignore_errors=True)
     return found
 
@@ -349,7 +349,7 @@ def to_70b(found: dict[str, dict[str, float]]) -> dict[str, float]:
     def line(key: str) -> float:
         return small[key] + (large[key] - small[key]) * steps
 
-    return {"gigabytes": 140.0, "read": 420.0} | {key: line(key) for key in ("cpu", "wall", "anonymous")}
+    return {"gigabytes": 140.0, "read": 420.0} | {key: line(key) for key in ("cpu", "wall")}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -392,13 +392,14 @@ def main() -> None:
     found = dict(compare(models, layers, peer, given.work, given.repeat, given.cold, jobs))
     print(table(found))
     print({job: rows["exactly rounded"] for job, rows in found.items() if rows["exactly rounded"]})
-    sizes = by_size(list(filter(None, given.sizes.split(","))), given.work, given.repeat)
-    whole = to_70b(sizes)
+    names = list(filter(None, given.sizes.split(",")))
+    sizes = {job: by_size(job, names, given.work, given.repeat) for job in ("linear", "ties")}
+    whole = to_70b(sizes["linear"])
     print(f"70B, from a straight line: {whole}")
     write_json(
         given.out,
         {"size": given.size, "repeat": given.repeat, "cold": given.cold, "jobs": found,
-         "linear by size": sizes, "linear at 70B": whole, "machine": machine(), "versions": versions()},
+         "by size": sizes, "linear at 70B": whole, "machine": machine(), "versions": versions()},
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Training speed: `train/lm` beside `transformers.Trainer`, in one run, taking turns.
 
 Same model, text, trainable parameters, optimizer, learning rate, schedule, clipping, length and real tokens
-for each step, float32. The Trainer gets the two usual ways to make batches: documents padded to the longest
+for each step; bfloat16 matrix products (weights float32) where the processor has them. The Trainer gets the two usual ways to make batches: documents padded to the longest
 of the batch, and blocks of concatenated documents (which attend across documents, as `train/lm` never does).
 Tokens are those of the text: padding is not counted, for nobody learns from it.
 
@@ -27,7 +27,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from calque.data.corpus import Corpus
 from calque.data.example import Example
 from calque.disk import write_json
-from calque.machine import machine, versions
+from calque.machine import has_bf16, machine, versions
 from calque.model.checkpoint import Checkpoint
 from calque.train.lm import lm
 
@@ -111,7 +111,7 @@ def trainer(
             adam_beta2=0.95,
             max_grad_norm=1.0,
             optim="adamw_torch_fused",
-            bf16=False,
+            bf16=options.precision == "bfloat16",
             use_cpu=True,
             save_strategy="no",
             logging_strategy="no",
@@ -155,7 +155,7 @@ def calque(model: Checkpoint, corpus: Corpus, lora: bool, options: argparse.Name
             lr=RATE,
             warmup=0.0,
             rows="all",
-            precision="float32",
+            precision=options.precision,
             save_seconds=0,
             seed=options.seed,
         )
@@ -184,6 +184,8 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
+    hardware = "bfloat16" if has_bf16() else "float32"
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], default=hardware)
     parser.add_argument("--only", choices=["lines", "documents"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

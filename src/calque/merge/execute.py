@@ -187,8 +187,9 @@ class _Job:
         first, last = rows[0].inputs[0].info, rows[-1].inputs[0].info
         whole = dataclasses.replace(first, stop=last.stop)
         self.put(partial(copy_bytes, whole, target, infos[rows[0].name].start), 0)
-        for row in rows:
-            self.put(partial(self._finish, row, infos[row.name], target, {}), 0)
+        for row in rows:  # what is copied can be looked at in its source, while the other thread copies
+            found = self._inspected(row, row.inputs[0].info)
+            self.put(partial(self._finish, row, infos[row.name], target, {}, found), 0)
 
     def _compute(self, row: Row, info: TensorInfo, target: int) -> None:
         """Hand the computed blocks over one after another."""
@@ -207,10 +208,20 @@ class _Job:
                 f"has {info.nbytes}"
             )
 
-    def _finish(self, row: Row, info: TensorInfo, target: int, counted: Mapping[str, int]) -> None:
+    def _inspected(self, row: Row, written: TensorInfo) -> dict[str, Any]:
+        return dict(self.inspect(row, written)) if self.inspect else {}
+
+    def _finish(
+        self,
+        row: Row,
+        info: TensorInfo,
+        target: int,
+        counted: Mapping[str, int],
+        found: dict[str, Any] | None = None,
+    ) -> None:
         if row.function is None:
             _check_copy(row, info)
-        found = dict(self.inspect(row, info)) if self.inspect else {}
+        found = self._inspected(row, info) if found is None else found
         self.known[row.name] = {"found": found}
         noted = {name: table[row.name] for name, table in self.tables.items() if row.name in table}
         self.journal.finished(target, row.name, {"found": found, "counts": dict(counted), "noted": noted})
