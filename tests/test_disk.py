@@ -62,3 +62,57 @@ def test_a_fingerprint_depends_on_names_and_bytes_alone(tmp_path_factory, files)
     assert prints[0] == prints[1]
     (folder / next(iter(files))).write_bytes(b"another content, longer than twenty bytes")
     assert disk.fingerprint(folder) != prints[0]
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file that counts as large; the calls that read it."""
+    monkeypatch.setenv("CALQUE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(disk, "_LARGE", 10)
+    monkeypatch.setattr(disk, "_SETTLED", -1)
+    read, lanes = [], disk._lanes
+    monkeypatch.setattr(disk, "_lanes", lambda path: read.append(path) or lanes(path))
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(range(100)))
+    return file, read
+
+
+def test_a_large_file_is_summed_up_once_while_it_stays(large):
+    file, read = large
+    first = disk.checksum(file)
+    assert disk.checksum(file) == first and len(read) == 1
+    moved = file.with_name("moved")
+    file.rename(moved)
+    assert disk.checksum(moved) == first
+
+
+def test_a_change_that_hides_its_time_is_noticed(large):
+    file, _ = large
+    before, state = disk.checksum(file), file.stat()
+    with file.open("r+b") as stream:
+        stream.write(b"\xff")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file.stat().st_mtime_ns == state.st_mtime_ns
+    assert disk.checksum(file) != before
+
+
+@pytest.mark.parametrize("note", ["{", "[]", "{}", '{"stamp": [1], "sum": "x"}'])
+def test_a_damaged_note_of_a_sum_is_made_anew(large, note, tmp_path):
+    file, read = large
+    right = disk.checksum(file)
+    (kept,) = (tmp_path / "cache/checksums").iterdir()
+    kept.write_text(note)
+    assert disk.checksum(file) == right and len(read) == 2
+
+
+def test_without_a_cache_the_file_is_read_every_time(large, monkeypatch, tmp_path):
+    file, read = large
+    (tmp_path / "no").write_text("a file, where the cache should be")
+    monkeypatch.setenv("CALQUE_CACHE", str(tmp_path / "no"))
+    assert disk.checksum(file) == disk.checksum(file) and len(read) == 2
+
+
+def test_a_file_that_has_just_changed_is_not_noted(large, monkeypatch):
+    file, read = large
+    monkeypatch.setattr(disk, "_SETTLED", 10**12)
+    assert disk.checksum(file) == disk.checksum(file) and len(read) == 2

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calque.disk import clear_disk_errors, fingerprint, locked, new_folder, write_json
+from calque.disk import cache_root, clear_disk_errors, fingerprint, locked, new_folder, write_json
 from calque.errors import ConfigError, DataError
 from calque.language import Language
 from calque.progress import Bar, bar, say
@@ -99,12 +99,6 @@ class Asset:
             "licence": self.licence,
             "title": self.title,
         }
-
-
-def cache_root() -> Path:
-    """The cache folder: $CALQUE_CACHE, else ~/.cache/calque."""
-    asked = os.environ.get("CALQUE_CACHE")
-    return Path(asked).expanduser() if asked else Path.home() / ".cache" / "calque"
 
 
 def list_assets() -> list[Asset]:

@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,15 @@ from calque.errors import ConfigError, DataError
 
 _CHUNK = 1 << 20
 _LARGE = 16 << 20
+_SETTLED = 1_000_000_000  # nanoseconds
 _LANE_BYTES = 1 << 18
 _LANE_FACTOR = 0x9E3779B97F4A7C15  # odd: no word is ever multiplied out of the sum
+
+
+def cache_root() -> Path:
+    """The cache folder: $CALQUE_CACHE, else ~/.cache/calque."""
+    asked = os.environ.get("CALQUE_CACHE")
+    return Path(asked).expanduser() if asked else Path.home() / ".cache" / "calque"
 
 
 def sha256(path: Path) -> str:
@@ -45,17 +53,38 @@ def fingerprint(path: Path) -> str:
 
 
 def checksum(path: Path) -> str:
-    """As `fingerprint`, but large files are summed up in a fifteenth of the time.
+    """As `fingerprint`, but large files are summed up in a fifteenth of the time, and once while they stay.
 
     Every byte counts, and chance does not make two files agree; someone who wants two files to agree can,
     so this tells versions apart and proves no origin.
     """
     if path.is_file():
-        return _lanes(path) if path.stat().st_size > _LARGE else sha256(path)
+        return _remembered(path) if path.stat().st_size > _LARGE else sha256(path)
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != "manifest.json"):
         digest.update(f"{file.relative_to(path)}\0{checksum(file)}\n".encode())
     return digest.hexdigest()
+
+
+def _remembered(path: Path) -> str:
+    """The sum of a large file, noted in the cache: merging the same models again need not read them first.
+
+    A file is the same while its inode, size and both times stay; the time of its last change (ctime) can not
+    be set back by a program.
+    """
+    state = path.stat()
+    stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+    note = cache_root() / "checksums" / f"{state.st_dev}-{state.st_ino}.json"
+    with suppress(OSError, DataError):
+        known = read_json(note)
+        if isinstance(known, dict) and known.get("stamp") == stamp:
+            return str(known["sum"])
+    settled = time.time_ns() - state.st_ctime_ns > _SETTLED  # else one more change might bear the same time
+    found = _lanes(path)
+    if settled:
+        with suppress(OSError, DataError):  # a cache that can not be written is no cache
+            write_json(note, {"stamp": stamp, "sum": found})
+    return found
 
 
 def _lanes(path: Path) -> str:

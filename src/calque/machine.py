@@ -139,10 +139,10 @@ def examine() -> dict[str, Any]:
 
     import psutil
 
-    from calque import assets
+    from calque.disk import cache_root
 
     here = machine()
-    cache = assets.cache_root()
+    cache = cache_root()
     parent = next(p for p in (cache, *cache.parents) if p.exists())
     memory = psutil.virtual_memory()
     return {

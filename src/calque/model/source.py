@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from calque import assets
-from calque.disk import checksum, locked, new_folder, read_json, sha256
+from calque.disk import cache_root, checksum, locked, new_folder, read_json, sha256
 from calque.errors import ConfigError, ModelError
 from calque.model.files import BESIDE, DELTA, INDEX, WEIGHTS
 from calque.progress import say
@@ -156,7 +156,7 @@ def _stamp(adapter: Path, base: Path) -> str:
 
 
 def _cached(name: str) -> Path:
-    return assets.cache_root() / "models" / name
+    return cache_root() / "models" / name
 
 
 def _first_line(error: BaseException) -> str:
