@@ -5,7 +5,9 @@ import torch
 
 from calque.delta.attach import attach, fold_in
 from calque.delta.delta import Delta
+from calque.delta.lora import lora
 from calque.delta.sparse import add, select, sparse
+from calque.delta.stack import stack
 from calque.errors import ConfigError, ModelError
 from calque.model.checkpoint import Checkpoint
 
@@ -101,14 +103,54 @@ def test_language_and_task_add_up_in_any_order(base, tuned):
     assert torch.allclose(beside(base, a=add([two, one])), beside(base, a=add([one, two])), atol=1e-5)
 
 
+def test_a_task_is_learnt_over_a_language_and_composed_with_another(base, tuned):
+    task, nya, swh = (moved(sparse(base, tuned, keep=keep), n) for n, keep in enumerate((0.05, 0.1, 0.2)))
+    model = base.model().requires_grad_(False)
+    attached = attach(model, {"a": stack(base, [nya, task])})
+    both = beside(base, a=add([nya, task]))
+    torch.testing.assert_close(logits(model), both, atol=1e-5, rtol=1e-5)
+    named = attached.named()
+    assert sum(p.numel() for name, p in model.named_parameters() if name in named) == task.count()
+    attached.use("")
+    assert torch.equal(logits(model), plain(base))
+    over_swh = attach(base.model(), {"swh": swh, "task": attached.detach()["a"].parts[1]})
+    torch.testing.assert_close(logits(over_swh.model), beside(base, a=add([swh, task])), atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits(model), plain(base))
+    assert {name for name, _ in model.named_parameters()} == {n for n, _ in base.model().named_parameters()}
+
+
+def test_what_a_task_moved_is_told_from_the_language_below_it(base, tuned, tmp_path):
+    nya = moved(sparse(base, tuned, keep=0.1))
+    model = base.model()
+    fold_in(model, nya)
+    name = nya.place[0]
+    with torch.no_grad():
+        model.get_parameter(name)[:3] += 0.01
+    model.save_pretrained(tmp_path / "task")
+    made = sparse(base, Checkpoint.at(tmp_path / "task"), nya, keep=1e-9)
+    assert made.place == (name,) and {*made.tensors[f"{name}.index"].tolist()} <= {0, 1, 2}
+    assert stack(base, [nya, made]).count() == made.count()
+    with pytest.raises(ConfigError, match="below is a 'lora' delta"):
+        sparse(base, tuned, lora(base, rank=2))
+    with pytest.raises(ModelError, match="does not belong to"):
+        sparse(tuned, base, nya)
+
+
+def test_sums_are_taken_off_in_any_order(base, tuned):
+    model, one, two = base.model(), moved(sparse(base, tuned), 1), moved(sparse(base, tuned, keep=0.1), 2)
+    first, second = attach(model, {"a": one}), attach(model, {"b": two})
+    first.detach()
+    torch.testing.assert_close(logits(model), beside(base, b=two))
+    second.detach()
+    assert torch.equal(logits(model), plain(base))
+
+
 def test_what_is_wrong_is_said(base, tuned, tmp_path):
     with pytest.raises(ConfigError, match="none of its weights differs"):
         sparse(base, base)
     with pytest.raises(ModelError, match="is missing or of another shape"):
         sparse(base, Checkpoint.at(tiny.model(tmp_path / "m", num_hidden_layers=2)))
     made = sparse(base, tuned)
-    with pytest.raises(ConfigError, match="one sparse delta at a time"):
-        attach(base.model(), {"a": made, "b": made})
     model = base.model()
     attach(model, {"a": made}).use(["a", "a"])
     with pytest.raises(ConfigError, match="can not be chosen for each example"):

@@ -66,6 +66,27 @@ def test_packed_and_padded_losses_and_gradients_agree():
         assert torch.allclose(packed, rows, atol=1e-6)
 
 
+def test_under_autocast_documents_are_attended_in_blocks_and_gradients_stay_near(monkeypatch):
+    from calque.train import attention
+
+    seen = []
+    in_blocks = attention.causal_attention
+    monkeypatch.setattr(
+        attention, "causal_attention", lambda q, k, v, s: seen.append(q.dtype) or in_blocks(q, k, v, s)
+    )
+    batch = batch_of([7, 190, 40], 64)
+    gradients = []
+    for on in (False, True):
+        model = llama(64)
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            total = back_to_back(model, batch).total
+        total.backward()
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in model.parameters()]))
+    assert seen == [torch.bfloat16] * len(seen) and len(seen) == 3 * model.config.num_hidden_layers
+    exact, near = gradients
+    assert torch.nn.functional.cosine_similarity(exact, near, dim=0) > 0.999
+
+
 def test_a_model_that_scales_its_logits_is_found_out(capsys):
     from transformers import CohereConfig, CohereForCausalLM
 

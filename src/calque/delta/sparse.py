@@ -19,25 +19,31 @@ from calque.model.checkpoint import Checkpoint
 
 
 def sparse(
-    base: Checkpoint, tuned: Checkpoint, *, keep: Annotated[float, Interval(gt=0, le=1)] = 0.05
+    base: Checkpoint,
+    tuned: Checkpoint,
+    below: Delta | None = None,
+    *,
+    keep: Annotated[float, Interval(gt=0, le=1)] = 0.05,
 ) -> Delta:
     """Choose the weights of the layers that a training moved most, and go back to where it began.
 
-    One threshold over all tensors: the k-th largest |tuned - base|, k = keep * weights; ties are all taken.
+    One threshold over all tensors: the k-th largest |tuned - begun|, k = keep * weights; ties are all taken.
+    begun = base, or base + below where the training began with another sparse delta folded in.
     Chosen are the weights of numbered layers except their norms. The delta is zero there; trained with
     `train/lm` it becomes the second, sparse training.
 
     Args:
-        base: Where the training began.
-        tuned: Where it ended.
+        base: The model it is for.
+        tuned: Where the training ended.
+        below: The sparse delta of a language that a task was trained on top of; the two are then stacked.
         keep: Share of the weights that are chosen.
 
     Returns:
         The delta, which changes nothing yet: places and zeros.
 
     Raises:
-        ModelError: The two are not the same model.
-        ConfigError: Nothing moved.
+        ModelError: The two are not the same model, or `below` is of another base.
+        ConfigError: Nothing moved, or `below` is not sparse.
 
     Paper: Ansell et al. 2022, ACL, arXiv:2110.07560.
 
@@ -49,7 +55,13 @@ def sparse(
     for name in names:
         if name not in tuned.tensors or tuned.info(name).shape != base.info(name).shape:
             raise ModelError(f"{tuned.folder}: '{name}' is missing or of another shape than in {base.folder}")
-    moved = {name: (tuned.read(name).float() - base.read(name).float()).abs() for name in names}
+    if below is not None:
+        below.check_base(base)
+        if below.form != "sparse":
+            raise ConfigError(
+                f"below is a '{below.form}' delta; only another sparse one is part of the weights"
+            )
+    moved = {name: (tuned.read(name).float() - _begun(base, name, below)).abs() for name in names}
     if not any(bool(gap.any()) for gap in moved.values()):
         raise ConfigError(
             f"{tuned.folder}: none of its weights differs from {base.folder}; nothing to choose by"
@@ -62,6 +74,16 @@ def sparse(
             tensors |= {f"{name}.index": index, f"{name}.value": torch.zeros(len(index))}
     place = tuple(name for name in names if f"{name}.index" in tensors)
     return Delta("sparse", place, "own", "fixed", {"keep": keep}, tensors, base_of(base))
+
+
+def _begun(base: Checkpoint, name: str, below: Delta | None) -> torch.Tensor:
+    """The weight that the training began from, in float32 but with the numbers that a file can hold."""
+    weight = base.read(name)
+    if below is None or name not in below.place:
+        return weight.float()
+    index, value = differences(below)[name]
+    whole = weight.float().flatten().index_add(0, index, value).view_as(weight)
+    return whole.to(weight.dtype).float()
 
 
 def select(
@@ -137,23 +159,31 @@ class _Sum(torch.nn.Module):
 def install(
     model: torch.nn.Module, delta: Delta, numbers: Mapping[str, torch.Tensor], switch: Switch, name: str
 ) -> Callable[[], None]:
-    """Make the weights sums of themselves and the differences; returns what undoes it."""
+    """Make the weights sums of themselves and the differences; returns what undoes it.
+
+    A weight may be the sum of several: what was put on first is added first.
+    """
     from torch.nn.utils import parametrize
 
-    before: list[tuple[Any, str, torch.nn.Parameter]] = []
+    put_on: list[tuple[Any, str, torch.nn.Parameter, _Sum]] = []
     for key in delta.place:
         path, _, last = key.rpartition(".")
-        module = model.get_submodule(path)
+        module: Any = model.get_submodule(path)
         if math.prod(getattr(module, last).shape) <= int(numbers[f"{key}.index"].max()):
             raise ModelError(f"delta '{name}': '{key}' is smaller than the model it was made for")
-        if parametrize.is_parametrized(module, last):
-            raise ConfigError("one sparse delta at a time; calque.delta.sparse.add makes one of several")
-        before.append((module, last, getattr(module, last)))
-        parametrize.register_parametrization(module, last, _Sum(numbers, key, switch, name), unsafe=True)
+        several = parametrize.is_parametrized(module, last)
+        weight = module.parametrizations[last].original if several else getattr(module, last)
+        made = _Sum(numbers, key, switch, name)
+        parametrize.register_parametrization(module, last, made, unsafe=True)
+        put_on.append((module, last, weight, made))
 
     def remove() -> None:
-        for module, last, weight in before:
-            parametrize.remove_parametrizations(module, last, leave_parametrized=False)
-            setattr(module, last, weight)
+        for module, last, weight, made in put_on:
+            sums = module.parametrizations[last]
+            if len(sums) > 1:
+                del sums[[*sums].index(made)]
+            else:
+                parametrize.remove_parametrizations(module, last, leave_parametrized=False)
+                setattr(module, last, weight)
 
     return remove

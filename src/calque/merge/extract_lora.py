@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from calque.model.adapter import CONFIG, PREFIX, STORED_TRANSPOSED, WEIGHTS
 from calque.model.checkpoint import Checkpoint
 from calque.model.low_rank import rank_for, signed, truncated_svd
 from calque.progress import bar, say
+
+_EXPERT = re.compile(r"\.experts\.\d")  # in the names of architectures that are not in the table
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +121,8 @@ def _adapter(
     if not ranks:
         raise ModelError(f"{inputs.tuned[0].folder}: no linear map of its layers differs from {base.folder}")
     entry = base.input_embedding.removesuffix(".weight")
-    if entry in whole and base.tied:  # peft would leave the output matrix as it was
-        head = base.layout.name(None, "embed.output")
+    head = base.output_name if entry in whole and base.tied else None
+    if head is not None:  # peft would leave the output matrix as it was
         whole.append(head.removesuffix(".weight"))
         tensors[f"{PREFIX}{head}"] = tensors[f"{PREFIX}{base.input_embedding}"].clone()
     highest = max(ranks.values())
@@ -178,7 +181,7 @@ def tuned_tensor(inputs: Inputs, name: str) -> torch.Tensor:
 def _takes_pair(inputs: Inputs, module: str, gap: Mapping[str, torch.Tensor]) -> bool:
     """Whether a pair can hold the change: that of one matrix of a layer, with or without a bias."""
     slots = [inputs.slot(name) for name in gap]
-    if any(slot.role.startswith("expert.") for slot in slots):
+    if any(slot.role.startswith("expert.") or _EXPERT.search(slot.role) for slot in slots):
         raise ModelError(
             f"'{module}': a low-rank adapter can not hold experts of a mixture; merge or diff them"
         )

@@ -161,7 +161,7 @@ def _not_plain(
         if ".lora_A." in name or ".lora_B." in name:
             continue
         plain = name.removeprefix(PREFIX).replace(".base_layer.bias", ".bias")
-        if plain == base.layout.name(None, "embed.output") and base.tied:
+        if base.tied and plain == base.output_name:
             entry = tensors.get(f"{PREFIX}{base.input_embedding}")
             if entry is None or not same_bytes(entry, info):
                 return "an output matrix of its own beside a tied embedding"

@@ -134,7 +134,7 @@ def depth(inputs: Inputs) -> int:
         ModelError: They have an encoder and a decoder, or no layers that can be told apart.
     """
     slots = [inputs.slot(name) for name in inputs.names]
-    if any(slot.role.startswith(("encoder.", "decoder.")) for slot in slots):
+    if inputs.base.two_stacks:
         raise ModelError(f"{inputs.base.folder}: has an encoder and a decoder; one stack can be swapped")
     layers = [slot.layer for slot in slots if slot.layer is not None]
     if not layers:

@@ -14,7 +14,6 @@ from calque.model.tensors import same_bytes
 
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 _SLICE = re.compile(r"(\d+):(\d+)-(\d+)")
-_STACK = re.compile(r"(encoder|decoder)\.")
 _LAST = ("embed.output", "final_norm", "classifier", "head")  # roles behind the layers
 
 
@@ -104,10 +103,9 @@ def checked_slice(model: Checkpoint, first: int, end: int, text: str) -> Slice:
 
 def layer_count(model: Checkpoint) -> int:
     """How many layers a model with one stack of them has."""
-    places = [model.layout.place(name) for name in model.tensors]
-    if any(_STACK.match(role) for _, role in places):
+    if model.two_stacks:
         raise ModelError(f"{model.folder}: has an encoder and a decoder; only one stack can be sliced")
-    layers = {layer for layer, _ in places if layer is not None}
+    layers = {layer for name in model.tensors if (layer := model.layout.place(name)[0]) is not None}
     if not layers:
         raise ModelError(f"{model.folder}: no layers found among its tensors")
     return max(layers) + 1

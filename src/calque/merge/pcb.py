@@ -121,7 +121,7 @@ def magnitude_places(size: int, clamp: float) -> tuple[int, int]:
 
 def score_places(size: int, keep: float) -> tuple[int, int]:
     """Places of the score that has no weight any more, and of the largest."""
-    return int(size * (1 - keep)), size - 1
+    return min(int(size * (1 - keep)), size - 1), size - 1
 
 
 def scores(deltas: Sequence[torch.Tensor], limits: Sequence[Limits], inter: Inter) -> list[torch.Tensor]:

@@ -181,6 +181,17 @@ def _checked(base: Checkpoint, loops: int) -> tuple[int, int]:
     roles = {base.layout.place(name)[1] for name in base.tensors}
     if found := next((role for role in sorted(roles) if role.startswith("expert.")), None):
         raise ModelError(f"{base.folder}: has experts ('{found}'); only dense layers can be tied into a loop")
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for name, info in base.tensors.items():
+        layer, role = base.layout.place(name)
+        if layer is not None and not is_buffer(base, name):
+            shapes.setdefault(role, []).append(info.shape)
+    for role, found in shapes.items():
+        if len(found) != layers or len(set(found)) > 1 or len(found[0]) > 2:
+            raise ModelError(
+                f"{base.folder}: '{role.removeprefix('~')}' is in {len(found)} of {layers} layers, with the "
+                f"shapes {sorted(set(found))}; only equal layers of matrices and vectors can be tied"
+            )
     return layers, layers // loops
 
 

@@ -152,6 +152,33 @@ class Checkpoint:
         return name if name in self.tensors else None
 
     @cached_property
+    def output_name(self) -> str | None:
+        """What the model calls its output matrix, also where that is tied and the files do not hold it."""
+        if not self.has_head:
+            return None
+        try:
+            return self.layout.name(None, "embed.output")
+        except KeyError:  # an architecture that is not in the table: its class knows
+            import transformers
+
+            names = self.config.get("architectures") or [""]
+            kind: Any = getattr(transformers, str(names[0]), None)
+            if kind is None:
+                return None
+            with torch.device("meta"):
+                model = kind(self.loaded_config)
+            head = model.get_output_embeddings()
+            return next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
+
+    @cached_property
+    def two_stacks(self) -> bool:
+        """Whether it has an encoder and a decoder, so that a number alone names no layer."""
+        roles = (self.layout.place(name)[1] for name in self.tensors)
+        return bool(self.config.get("is_encoder_decoder")) or any(
+            role.startswith(("encoder.", "decoder.")) for role in roles
+        )
+
+    @cached_property
     def config_ties(self) -> bool:
         """Whether the configuration ties the output matrix to the input embedding."""
         stated = self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings"))

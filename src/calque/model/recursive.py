@@ -81,8 +81,8 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> 
     used = _fill(model, checkpoint, held) | _add_residuals(model, checkpoint, held)
     if unused := sorted(held.keys() - used):
         raise ModelError(f"{checkpoint.folder}: the model has no place for tensor '{unused[0]}'")
-    if checkpoint.tied:
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    if checkpoint.tied and (output := model.get_output_embeddings()) is not None:
+        output.weight = model.get_input_embeddings().weight
     model.save_pretrained = partial(_save, held, dict(checkpoint.config))
     model.add_residuals = partial(_grow, model, checkpoint.architecture, held)
     return model
@@ -98,7 +98,10 @@ def _fill(model: Any, checkpoint: Checkpoint, held: dict[str, nn.Parameter]) -> 
         module, _, last = name.rpartition(".")
         layer, role = places.place(name)
         if model.get_submodule(module) is output:  # not everywhere called as in the files
-            role = "embed.output" if last == "weight" else f"embed.output.{last}"
+            if last == "weight":
+                role = "embed.output"
+            elif places.family:
+                role = f"embed.output.{last}"
         own = f"depth.{layer}.{role}"
         if own in held:
             source = own

@@ -15,6 +15,8 @@ from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
 from calque.delta.prefix import has_prefix, prepend
+from calque.train.blocks import causal_attention
+from calque.train.cross_entropy import autocast_dtype
 
 NAME = "calque_documents"
 
@@ -55,9 +57,16 @@ def attend_documents(
         raise NotImplementedError("soft caps and sinks")
     lengths = cu_seq_lens_q.diff().tolist()
     grouped = query.shape[1] != key.shape[1]
+    dtype = autocast_dtype(query)
+    fast = (query.device.type, dtype, dropout) == ("cpu", torch.bfloat16, 0) and not has_prefix(module)
+    if fast:
+        query, key, value = (given.to(dtype) for given in (query, key, value))
     outs = []
     for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
         size = q.shape[2]
+        if fast and (sliding_window is None or size <= sliding_window):
+            outs.append(causal_attention(q, k, v, scaling).transpose(1, 2))
+            continue
         band = None
         if sliding_window is not None and size > sliding_window:
             band = torch.ones(size, size, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)

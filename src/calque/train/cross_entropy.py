@@ -32,7 +32,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count = max(1, int((labels_N >= 0).sum()))
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dtype = _autocast_dtype(hidden_ND)
+        dtype = autocast_dtype(hidden_ND)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             weight = weight_VD.to(dtype)
             d_hidden = torch.empty_like(hidden_ND, dtype=torch.float32) if needs_hidden else None
@@ -79,7 +79,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def _autocast_dtype(hidden: torch.Tensor) -> torch.dtype:
+def autocast_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """What matrix products with this tensor are computed in."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
