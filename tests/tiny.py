@@ -88,6 +88,31 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "olmoe": ("OlmoeConfig", "OlmoeForCausalLM", {"num_experts": 4, "num_experts_per_tok": 2}),
 }
 
+# Not in the tables of names: they go by the generic rule.
+UNKNOWN: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", {"tie_word_embeddings": True}),
+    "phi": ("PhiConfig", "PhiForCausalLM", {}),
+    "mbart": ("MBartConfig", "MBartForConditionalGeneration", _MARIAN),
+    "gpt-oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4}),
+    "deepseek": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        dict(
+            n_routed_experts=4,
+            moe_intermediate_size=16,
+            q_lora_rank=8,
+            kv_lora_rank=8,
+            qk_rope_head_dim=4,
+            qk_nope_head_dim=4,
+            v_head_dim=8,
+            n_group=2,
+            topk_group=1,
+            num_experts_per_tok=2,
+            first_k_dense_replace=1,
+        ),
+    ),
+}
+
 
 def tokenizer(lines=ENGLISH, size: int = 290, *, like: str = "") -> hf.PreTrainedTokenizerFast:
     """Byte-level BPE with pad, bos and eos as ids 0, 1, 2.
@@ -118,7 +143,7 @@ def model(
     folder: Path, architecture: str = "llama", *, dtype=torch.float32, seed: int = 0, **settings
 ) -> Path:
     """Save a random tiny model with the English tokenizer; 320 rows, of which the tokenizer uses fewer."""
-    config_name, model_name, own = ARCHITECTURES[architecture]
+    config_name, model_name, own = {**ARCHITECTURES, **UNKNOWN}[architecture]
     sizes = own if own.get("vocab_size") else {**_SIZES, **own}
     torch.manual_seed(seed)
     made = getattr(hf, model_name)(getattr(hf, config_name)(**{**sizes, **settings}))

@@ -24,7 +24,9 @@ def logits(model):
         return model.eval()(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "qwen2", "gpt2", "gemma2"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "llama-tied", "qwen2", "gpt2", "gemma2", "starcoder2", "phi"]
+)
 def test_full_rank_reproduces_the_tuned_model(architecture, tmp_path):
     base, (tuned,) = kin.family(tmp_path, sizes=(0.02,), architecture=architecture)
     adapter = extract_lora(base, tuned, rank=400)
@@ -85,8 +87,9 @@ def test_nothing_to_extract(tmp_path):
         extract_lora(base, same)
 
 
-def test_experts_are_refused(tmp_path):
-    base, (tuned,) = kin.family(tmp_path, sizes=(0.02,), architecture="olmoe")
+@pytest.mark.parametrize("architecture", ["olmoe", "deepseek"])
+def test_experts_are_refused(architecture, tmp_path):
+    base, (tuned,) = kin.family(tmp_path, sizes=(0.02,), architecture=architecture)
     with pytest.raises(ModelError, match="experts of a mixture"):
         extract_lora(base, tuned)
 

@@ -82,9 +82,10 @@ def test_models_that_do_not_fit_are_refused(models, tmp_path):
     qwen = Checkpoint.open(tiny.model(tmp_path / "qwen", "qwen2"))
     with pytest.raises(CalqueError, match="qwen2 model"):
         passthrough(base, [qwen], slices=["0:0-1", "1:0-1"])
-    both = Checkpoint.open(tiny.model(tmp_path / "t5", "t5"))
-    with pytest.raises(CalqueError, match="encoder and a decoder"):
-        passthrough(both, slices=["0:0-1"])
+    for name in ("t5", "mbart"):
+        both = Checkpoint.open(tiny.model(tmp_path / name, name))
+        with pytest.raises(CalqueError, match="encoder and a decoder"):
+            passthrough(both, slices=["0:0-1"])
     tied = Checkpoint.open(tiny.model(tmp_path / "tied", "llama-tied"))
     other = relative(tied, tmp_path / "other", 0.01, 0)
     with pytest.raises(CalqueError, match="tied to the embedding"):

@@ -151,6 +151,11 @@ def test_files_give_what_vectors_in_memory_give(models, tmp_path, clamp, inter, 
     assert len(notes["limits"]) == 2 and notes["limits"][0]["floor"] < notes["limits"][0]["top"]
 
 
+def test_a_share_of_nothing_is_the_base(models, tmp_path):
+    base, tuned = models
+    assert same(pcb(base, tuned, keep=1e-17).write(tmp_path / "out"), base)
+
+
 def test_scale_zero_is_the_base(models, tmp_path):
     base, tuned = models
     assert same(pcb(base, tuned, scale=0.0).write(tmp_path / "out"), base)

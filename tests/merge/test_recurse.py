@@ -78,7 +78,9 @@ def test_full_rank_gives_the_original_logits(base, init, tmp_path):
     assert torch.allclose(logits(out), logits(base), atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["llama-tied", "qwen3", "gemma3", "gpt2", "gpt-neox", "phi3"])
+@pytest.mark.parametrize(
+    "architecture", ["llama-tied", "qwen3", "gemma3", "gpt2", "gpt-neox", "phi3", "phi", "starcoder2"]
+)
 def test_other_architectures(architecture, tmp_path):
     base = model(tmp_path / "base", architecture, 4)
     out = recurse(base, loops=2, rank=999).write(tmp_path / "out")
@@ -179,6 +181,20 @@ def test_what_can_not_be_tied(base, tmp_path):
         recurse(model(tmp_path / "olmoe", "olmoe", 2), loops=2)
     with pytest.raises(ModelError, match="encoder and a decoder"):
         recurse(Checkpoint.at(tiny.model(tmp_path / "t5", "t5")), loops=2)
+    with pytest.raises(ModelError, match="encoder and a decoder"):
+        recurse(Checkpoint.at(tiny.model(tmp_path / "mbart", "mbart")), loops=2)
+    with pytest.raises(ModelError, match="down_proj' is in 2 of 2 layers, .* only equal layers of matrices"):
+        recurse(model(tmp_path / "gpt-oss", "gpt-oss", 2), loops=2)
+    with pytest.raises(ModelError, match="is in 1 of 2 layers"):
+        recurse(model(tmp_path / "deepseek", "deepseek", 2), loops=2)
+
+
+def test_a_model_without_a_head(tmp_path):
+    base = model(tmp_path / "base", "bert-headless", 2)
+    out = recurse(base, loops=2, rank=999).write(tmp_path / "out").model().eval()
+    with torch.no_grad():
+        one, two = (m(input_ids=IDS).last_hidden_state for m in (out, base.model().eval()))
+    assert torch.allclose(one, two, atol=1e-4)
 
 
 @pytest.mark.asset("smollm2-135m")
