@@ -183,7 +183,7 @@ def test_what_can_not_be_tied(base, tmp_path):
         recurse(Checkpoint.at(tiny.model(tmp_path / "t5", "t5")), loops=2)
     with pytest.raises(ModelError, match="encoder and a decoder"):
         recurse(Checkpoint.at(tiny.model(tmp_path / "mbart", "mbart")), loops=2)
-    with pytest.raises(ModelError, match="down_proj' is in 2 of 2 layers, .* only equal layers of matrices"):
+    with pytest.raises(ModelError, match=r"down_proj' is in 2 of 2 layers, .* only equal layers of matrices"):
         recurse(model(tmp_path / "gpt-oss", "gpt-oss", 2), loops=2)
     with pytest.raises(ModelError, match="is in 1 of 2 layers"):
         recurse(model(tmp_path / "deepseek", "deepseek", 2), loops=2)

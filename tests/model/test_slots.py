@@ -89,6 +89,15 @@ def test_generic_slots_never_collide(names):
     assert len({made.slot(name, (1,)) for name in names}) == len(names)
 
 
+def test_another_tower_has_no_layers_of_the_text():
+    made = Layout("gemma", "model.language_model.")
+    names = ("model.vision_tower.encoder.layers.3.mlp.fc1.weight", "model.language_model.layers.3.new.weight")
+    assert [made.place(name)[0] for name in names] == [None, 3]
+    assert all(made.name(*made.place(name)) == name for name in names)
+    assert Layout("t5").place("decoder.block.5.more.weight")[0] == 5
+    assert Layout("llama", "model.").place("depth.7.attention.q.A")[0] == 7
+
+
 def test_generic_rule_finds_layer_and_embeddings():
     shapes = {"net.tok_embeddings.weight": (50, 8), "output.weight": (50, 8), "net.blocks.3.w": (8, 8)}
     made = layout("something-new", shapes)

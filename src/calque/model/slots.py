@@ -3,7 +3,8 @@
 The names of the known architectures are rows of two tables beside this file: `architectures.tsv` (which
 family of names a model type uses, and what may stand before them) and `slots.tsv` (name pattern <-> role).
 In a pattern `*` stands for `weight` or `bias`; a bias has the role of its weight with `.bias` behind it.
-A name that no row knows keeps itself as its role, behind a `~`, with its first number as the layer.
+A name that no row knows keeps itself as its role, behind a `~`, with its first number as the layer; in a
+known architecture only where the layers of its text are (a vision tower has layers of its own).
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Layout:
                 found = match.groupdict()
                 layer = found.pop("layer", None)
                 return None if layer is None else int(layer), role.format(**found)
-        return _generic_place(name)
+        known = self.family and not any(head.match(name) for head in _heads(self.family, self.prefix))
+        return (None, f"~{name}") if known else _generic_place(name)
 
     def name(self, layer: int | None, role: str) -> str:
         """The parameter name of (layer, role); the inverse of `place`.
@@ -137,6 +139,13 @@ def _rows(family: str, prefix: str) -> tuple[tuple[re.Pattern[str], str, str], .
         for families, name, role in _table()
         if family in families
     )
+
+
+@cache
+def _heads(family: str, prefix: str) -> tuple[re.Pattern[str], ...]:
+    """What stands before the number of a layer; of a looped model also before that of a depth."""
+    names = [name for _, _, name in _rows(family, prefix) if _MARK in name]
+    return tuple(_pattern(head) for head in dict.fromkeys(["depth.", *(n.split(_MARK)[0] for n in names)]))
 
 
 @cache
