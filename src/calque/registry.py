@@ -30,6 +30,9 @@ FAMILIES = {
 }
 
 
+_LARGEST = 3.4e38
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the table; `entry` is imported only when the method is used."""
@@ -121,7 +124,14 @@ class Contract:
             raise ConfigError(
                 f"{where}: setting '{name}' = {first.get('input')!r}: {first['msg'].lower()}"
             ) from None
-        return {name: getattr(checked, name) for name in names}
+        found = {name: getattr(checked, name) for name in names}
+        for name, value in found.items():
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(number, float) and not abs(number) <= _LARGEST:
+                    raise ConfigError(
+                        f"{where}: setting '{name}' = {number}: should be a number that float32 holds"
+                    )
+        return found
 
 
 def contract(function: Callable[..., Any]) -> Contract:

@@ -33,6 +33,8 @@ def read_base(adapter: Path) -> str:
         ModelError: the adapter names no base, its weights are missing or pickled, or they need more than
             the base to be folded.
     """
+    if not (adapter / CONFIG).is_file():
+        raise ModelError(f"{adapter}: no {CONFIG} there; an adapter is a folder with it and {WEIGHTS}")
     if not (adapter / WEIGHTS).is_file():
         pickled = (adapter / "adapter_model.bin").is_file()
         raise ModelError(
