@@ -2,23 +2,28 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from calque.data.corpus import Corpus
 from calque.data.example import Example
+from calque.data.pack import Batch
 from calque.delta.attach import attach
 from calque.delta.bottleneck import bottleneck
 from calque.delta.delta import Delta, beside
 from calque.delta.depthwise import depthwise
 from calque.delta.lora import lora
 from calque.delta.mixture import mixture
+from calque.delta.prefix import prefix
 from calque.errors import ConfigError, ModelError
 from calque.evaluate.lm import Reader
 from calque.merge.recurse import recurse
 from calque.merge.upcycle import upcycle
+from calque.train.causal import hidden_states
 from calque.train.lm import lm
 
+from ..delta.runs import moved
 from .conftest import document
 from .test_lm import SMALL, changed, losses
 
@@ -49,6 +54,30 @@ def test_each_text_trains_the_part_of_its_language(base, corpus, english, tmp_pa
     with pytest.raises(ConfigError, match="no delta 'nya_Latn' is attached; attached are eng_Latn"):
         lm(base, corpus, delta=mixture(base, {"eng": held["eng"]}, router="language"),
            work=tmp_path / "none", steps=1, **SMALL)  # fmt: skip
+
+
+def test_documents_back_to_back_have_the_prefix_of_their_language(base, corpus, english, tmp_path):
+    held = {name: moved(prefix(base, length=3), n) for n, name in enumerate(("nya", "eng"))}
+    made = mixture(base, held, router="language")
+    ids = np.arange(5, 17)
+    expected = []
+    for language, own in (("nya", ids[:7]), ("eng", ids[7:])):
+        alone = base.model().eval()
+        attach(alone, {"a": held[language]})
+        with torch.no_grad():
+            expected.append(alone.model(torch.from_numpy(own)[None]).last_hidden_state[0])
+    model = base.model().eval()
+    attached = attach(model, {"m": made})
+    attached.speak(["nya", "eng"], [7, 5])
+    batch = Batch(ids, (7, 5), 0, (12,), (0, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(hidden_states(model, batch), torch.cat(expected), atol=1e-5, rtol=1e-5)
+    attached.speak(["nya"], [12])
+    with pytest.raises(ConfigError, match="deltas chosen for 1 examples, but the batch has 2"):
+        hidden_states(model, batch)
+    result = lm(base, corpus, english, made, work=tmp_path, steps=4, replay_share=0.3, **SMALL)
+    parts = Delta.load(result.folder / "delta").parts
+    assert [same(a, b) for a, b in zip(parts, made.parts, strict=True)] == [False, False]
 
 
 @pytest.mark.parametrize("router", ["past", "token"])

@@ -145,12 +145,13 @@ def attend(
 
 def prepend(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: torch.Tensor | None, piece: tuple[int, int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Keys, values and mask with the prefixes of an attention layer in front.
 
     The mask is boolean or added to the scores, and broadcasts to (B, heads, T, keys). A prefix of weight w
-    has log w added to its scores: the gate of the prefix's share.
+    has log w added to its scores: the gate of the prefix's share. `piece` says which one of how many examples
+    this is, when they lie back to back in one row and attend one after another.
     """
     held: Any = getattr(module, _HELD, [])
     for made, switch, name in held:
@@ -159,8 +160,11 @@ def prepend(
         own = [t.to(key.dtype).view(1, -1, heads, size).transpose(1, 2).expand(batch, -1, -1, -1)
                for t in (own_key, own_value)]  # fmt: skip
         weight = torch.as_tensor(switch.weight(name)).to(query)
-        if weight.dim() and len(weight) not in (1, batch):
-            raise ConfigError("a prefix is chosen by row; examples back to back in one row can not share it")
+        if weight.dim():
+            number, count = piece or (slice(None), batch)
+            if len(weight) != count:
+                raise ConfigError(f"deltas chosen for {len(weight)} examples, but the batch has {count}")
+            weight = weight[number]
         weight = weight.view(-1, 1, 1, 1)
         front = weight.log().expand(batch, 1, query.shape[2], len(own_key))
         if mask is None:

@@ -62,7 +62,8 @@ def attend_documents(
     if fast:
         query, key, value = (given.to(dtype) for given in (query, key, value))
     outs = []
-    for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
+    pieces = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    for number, (q, k, v) in enumerate(pieces):
         size = q.shape[2]
         if fast and (sliding_window is None or size <= sliding_window):
             outs.append(causal_attention(q, k, v, scaling).transpose(1, 2))
@@ -72,7 +73,7 @@ def attend_documents(
             band = torch.ones(size, size, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
         if has_prefix(module):
             band = torch.ones(size, size, dtype=torch.bool, device=q.device).tril() if band is None else band
-            k, v, band = prepend(module, q, k, v, band[None, None])
+            k, v, band = prepend(module, q, k, v, band[None, None], (number, len(lengths)))
         outs.append(
             functional.scaled_dot_product_attention(
                 q, k, v, band, dropout, is_causal=band is None, scale=scaling, enable_gqa=grouped
