@@ -221,9 +221,9 @@ def _equal(one: Path, other: Path) -> float:
     return same / sum(tensor.numel() for tensor in a.values())
 
 
-def compare(folder: Path, repeats: int) -> dict[str, dict[str, object]]:
+def compare(folder: Path, methods: list[str], repeats: int) -> dict[str, dict[str, object]]:
     result: dict[str, dict[str, object]] = {}
-    for method in ("pcb", "widen"):
+    for method in methods:
         runs: dict[str, list[dict[str, float]]] = {"plain": [], "streamed": []}
         for _ in range(repeats):
             for side, found in runs.items():
@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=SIZES["num_hidden_layers"])
     parser.add_argument("--width", type=int, default=SIZES["hidden_size"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=("pcb", "widen"))
     parser.add_argument("--side", choices=("plain", "streamed"), help=argparse.SUPPRESS)
     for name in ("--method", "--models", "--to"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -261,11 +262,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), given.layers, given.width)
         size = (Path(folder) / "base/model.safetensors").stat().st_size
+        print(f"{size / 2e6:.0f} million parameters", flush=True)
         result = {
             "parameters": size // 2,
             "models": 1 + len(STEPS),
             "numpy": np.__version__,
-            **compare(Path(folder), given.repeats),
+            **compare(Path(folder), given.only or ["pcb", "widen"], given.repeats),
         }
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -174,16 +175,20 @@ def changes_of(blocks: Iterator[Blocks], axis: int) -> tuple[torch.Tensor, torch
     which lose nothing when d is small, where 1 - cos would be rounding noise. A column that is 0 in both has
     not changed; one that is 0 in one of them has turned by 1, as if it stood at a right angle.
     """
-    own, mixed, moved = [], [], []
+    totals: torch.Tensor | None = None
+    lines = array("d")  # a list of small tensors between large blocks would keep memory from being used again
     for base, *deltas in blocks:
         flat = [t.reshape(len(t), -1) for t in (base, *deltas)]
-        own.append(_sum(flat[0] * flat[0], axis))
-        mixed.append(torch.stack([_sum(flat[0] * d, axis) for d in flat[1:]]))
-        moved.append(torch.stack([_sum(d * d, axis) for d in flat[1:]]))
-    if axis == 0:
-        pp, pd, dd = torch.stack(own).sum(0), torch.stack(mixed).sum(0), torch.stack(moved).sum(0)
-    else:
-        pp, pd, dd = torch.cat(own), torch.cat(mixed, 1), torch.cat(moved, 1)
+        pairs = [(flat[0], one) for one in flat] + [(one, one) for one in flat[1:]]
+        sums = torch.stack([_sum(one * other, axis) for one, other in pairs])
+        if axis == 1:
+            lines.frombytes(sums.T.contiguous().numpy().tobytes())
+        else:
+            totals = sums if totals is None else totals.add_(sums)
+    if totals is None:
+        totals = torch.frombuffer(lines, dtype=torch.float64).reshape(-1, len(pairs)).T
+    models = len(pairs) // 2
+    pp, pd, dd = totals[0], totals[1 : models + 1], totals[models + 1 :]
     before, after = pp.sqrt(), (pp + 2 * pd + dd).clamp_(min=0).sqrt()
     both, product, inner = before + after, before * after, pp + pd
     length = (2 * pd + dd).abs() / torch.where(both > 0, both, 1)
