@@ -180,6 +180,20 @@ def test_a_file_gives_what_the_commands_give(models, tmp_path):
     assert out.config.get("dtype", out.config.get("torch_dtype")) == "float32"
 
 
+def test_a_stack_of_merged_layers_may_be_deeper_than_the_models(models, tmp_path):
+    refs = [str(t.folder) for t in models[1]]
+    parts = [
+        {"sources": [{"model": ref, "layer_range": layers, "parameters": {"weight": 1}} for ref in refs]}
+        for layers in ([0, 2], [1, 2])
+    ]
+    out = run(written(tmp_path, {"merge_method": "linear", "slices": parts})).write(tmp_path / "out")
+    up = [out.read(f"model.layers.{layer}.mlp.up_proj.weight") for layer in (1, 2)]
+    assert torch.equal(*up) and out.config["num_hidden_layers"] == 3
+    found = json.loads((out.folder / "rewrite.json").read_text())["tensors"]
+    told = [found[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in (1, 2)]
+    assert [one["layer"] for one in told] == [1, 2] and ["norm" in one for one in told] == [True, False]
+
+
 def test_passthrough_files(models, tmp_path):
     base, tuned = models
     refs = [str(c.folder) for c in (base, tuned[0])]
@@ -246,6 +260,20 @@ WRONG = {
     "gradient of nothing": (
         {"merge_method": "linear", "models": [A, {"model": "B", "parameters": {"weight": ["a"]}}]},
         "conditions"),
+    "weight of letters": (
+        {"merge_method": "linear", "models": [A, {"model": "B", "parameters": {"weight": "abc"}}]},
+        "expected a number"),
+    "weight that is none": (
+        {"merge_method": "linear", "models": [A, {"model": "B", "parameters": {"weight": float("nan")}}]},
+        "expected a number"),
+    "filter of a number": (
+        {"merge_method": "linear", "models": [A, {"model": "B", "parameters": {
+            "weight": {"filter": 77, "value": 1}}}]}, "'weight'"),
+    "density beyond 1": (
+        {"merge_method": "ties", "base_model": "base", "models": [
+            {"model": "A", "parameters": {"weight": 1, "density": 1.7}}]}, "no share"),
+    "method in a list": ({"merge_method": ["linear"], "models": [A, B]}, "merge_method"),
+    "dtype in a list": ({"merge_method": "linear", "models": [A, B], "dtype": ["float32"]}, "dtype"),
     "empty sources": ({"merge_method": "linear", "models": []}, "at least one"),
 }  # fmt: skip
 

@@ -25,13 +25,14 @@ def diagnosis(inputs: Inputs) -> Callable[[Row, TensorInfo], Mapping[str, Any]]:
     merged = set(inputs.names)
 
     def inspect(row: Row, written: TensorInfo) -> Mapping[str, Any]:
-        slot = inputs.slot(row.name)
+        slot = inputs.base.layout.slot(row.name, row.shape)
         said: dict[str, Any] = {"layer": slot.layer, "role": slot.role}
         if row.function is None:
             said["copied"] = str(row.inputs[0].checkpoint.folder)
         if row.name in merged:
             sources = inputs.sources(row.name)
-            if sources[0].shape == written.shape:
+            moved = {source.name for source in row.inputs} - {source.name for source in sources}
+            if sources[0].shape == written.shape and not moved:  # where layers are stacked, others stand here
                 said |= measure(sources, written)
         return said
 

@@ -7,6 +7,7 @@ model, then at the slice, then at the top.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,11 @@ def evaluate(setting: Any, tensor: str, t: float) -> Any:
     """What a parameter is for one tensor; None when no condition fits."""
     if isinstance(setting, Mapping):
         setting = [setting]
+    if setting is None:
+        return None
     if not isinstance(setting, list):
+        if not isinstance(setting, int | float) or not math.isfinite(setting):
+            raise ConfigError(f"parameter {setting!r}: expected a number, a list or conditions with a value")
         return setting
     if setting and all(isinstance(entry, int | float) for entry in setting):
         place = t * (len(setting) - 1)
@@ -143,7 +148,7 @@ def evaluate(setting: Any, tensor: str, t: float) -> Any:
         if not isinstance(condition, Mapping) or "value" not in condition:
             raise ConfigError(f"parameter {setting!r}: expected numbers, or conditions with filter and value")
         part = condition.get("filter")
-        if part in (None, "*") or part in tensor:
+        if part in (None, "*") or str(part) in tensor:
             return evaluate(condition["value"], tensor, t)
     return None
 
@@ -160,7 +165,7 @@ def read(path: Path) -> File:
         raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
     top = _table(content, str(path), _TOP, _UNSUPPORTED)
     method = top.get("merge_method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(
             f"{path}: merge_method '{method}' is not known; from a file these are: {', '.join(METHODS)}"
         )
@@ -236,7 +241,7 @@ def _parameters(path: Path, method: str, table: Mapping[str, Any]) -> Parameters
 def _dtype(path: Path, top: Mapping[str, Any]) -> str | None:
     """The output's dtype: `out_dtype`, else `dtype`; arithmetic is done in float32 whatever it says."""
     name = top.get("out_dtype") or top.get("dtype")
-    if name is not None and name not in DTYPES:
+    if name is not None and (not isinstance(name, str) or name not in DTYPES):
         raise ConfigError(f"{path}: dtype '{name}' is not known; known are {', '.join(DTYPES)}")
     return name
 

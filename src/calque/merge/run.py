@@ -180,6 +180,8 @@ def _numbers(file: File, target: Target, entries: Sequence[Entry], tuned: Sequen
         )
 
     density = each("density", 1.0)
+    if wrong := [share for share in density if not 0 <= share <= 1]:
+        raise ConfigError(f"{file.path}: density {wrong[0]} is no share from 0 to 1")
     epsilon = each("epsilon", 0.15) if file.kind.trim == "ranked" else ()
     for share, spread in zip(density, epsilon, strict=False):
         if share < 1 and not 0 < share - spread <= share + spread < 1:
