@@ -310,6 +310,8 @@ def test_an_input_is_never_the_output(base, tuned, which):
         merge(base, tuned, folder)
     with pytest.raises(ConfigError, match="input as well as the output"):
         merge(base, tuned, folder.parent / "x" / ".." / folder.name)
+    with pytest.raises(ConfigError, match="would lie inside the input"):
+        merge(base, tuned, folder / "deep" / "out")
     link = base.parent / "link"
     link.symlink_to(folder)
     with pytest.raises(ConfigError, match="input as well as the output"):

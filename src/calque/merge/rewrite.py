@@ -258,8 +258,11 @@ class Rewrite:
 
     def _refuse_inputs(self, folder: Path) -> None:
         inputs = {source.checkpoint.folder.resolve() for row in self.rows for source in row.inputs}
-        if folder.resolve() in inputs | {self.base.folder.resolve()}:
+        inputs.add(self.base.folder.resolve())
+        if folder.resolve() in inputs:
             raise ConfigError(f"{folder} is an input as well as the output; give another -o")
+        if inside := inputs & set(folder.resolve().parents):
+            raise ConfigError(f"the output would lie inside the input {min(inside)}; give another -o")
 
     def _write_company(self, part: Path, found: Mapping[str, Any]) -> None:
         """Everything besides the weights: the base's files, with what this rewrite changes."""
