@@ -19,6 +19,7 @@ from calque.model.checkpoint import Checkpoint
 from calque.vocab.tokens import Tokens
 
 from .. import tiny
+from .kin import family
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -189,3 +190,13 @@ def test_a_union_of_unigram_tokenizers_is_refused_with_the_reason():
 
     with pytest.raises(ModelError, match=r"Unigram cuts by probabilities of tokens.*: use --vocabulary base"):
         union(unigram("a", "b"), [unigram("a", "c")])
+
+
+def test_settings_that_weights_notice_are_said(tmp_path, capsys):
+    base, (tuned,) = family(tmp_path, (0.02,))
+    tiny.edit_json(tuned.folder / "config.json", rms_norm_eps=0.1)
+    tuned = Checkpoint.at(tuned.folder)
+    notes = line_up(base, [tuned]).notes
+    assert notes["settings"] == {str(tuned.folder): {"rms_norm_eps": 0.1}}
+    assert "rms_norm_eps is 0.1; the result has the base's, 1e-06" in capsys.readouterr().err
+    assert "settings" not in line_up(base, [base]).notes

@@ -41,6 +41,13 @@ _STRUCTURE = (
     "activation_function", "num_heads", "d_kv", "feed_forward_proj", "rope_interleaved",
 )  # fmt: skip
 
+# What may differ; the result has the base's, although the others were tuned with theirs.
+_KEPT = (
+    "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "sliding_window", "layer_types",
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "attn_logit_softcapping",
+    "final_logit_softcapping", "query_pre_attn_scalar",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
@@ -163,6 +170,7 @@ def line_up(base: Checkpoint, tuned: Sequence[Checkpoint], *, vocabulary: Vocabu
         "base": str(base.folder),
         "tuned": [str(other.folder) for other in tuned],
         "parameters": len(names),
+        **({"settings": settings} if (settings := _other_settings(base, tuned)) else {}),
         **common.notes,
     }
     return Inputs(
@@ -222,6 +230,18 @@ def _check_configuration(base: Checkpoint, other: Checkpoint) -> None:
                 f"{checkpoint.folder}: its weights are quantised (quantization_config); merge the "
                 "full-precision checkpoint it was made from"
             )
+
+
+def _other_settings(base: Checkpoint, tuned: Sequence[Checkpoint]) -> dict[str, dict[str, Any]]:
+    """Folder -> settings that differ from the base's in a way that weights notice; each is said."""
+    found: dict[str, dict[str, Any]] = {}
+    for other in tuned:
+        pairs = {key: (base.text_config.get(key), other.text_config.get(key)) for key in _KEPT}
+        for key, (mine, theirs) in pairs.items():
+            if mine is not None and theirs is not None and mine != theirs:
+                found.setdefault(str(other.folder), {})[key] = theirs
+                say(f"{other.folder}: {key} is {theirs!r}; the result has the base's, {mine!r}")
+    return found
 
 
 def _check_names(base: Checkpoint, other: Checkpoint) -> dict[str, str]:
@@ -303,7 +323,7 @@ def _match(base: Checkpoint, tuned: Sequence[Checkpoint], vocabulary: Vocabulary
             f"{folder}: its vocabulary differs from that of the base {base.folder}: {first['shared']:,} "
             f"tokens are shared, {first['only base']:,} are only in the base, {first['only here']:,} only "
             "here. Rows are matched by token; say what to do with the rest: --vocabulary base keeps the "
-            "base's tokens, --vocabulary union adds the others"
+            "base's tokens, --vocabulary union adds the others (tokenizer_source in a mergekit file)"
         )
     common = union(mine, theirs) if vocabulary == "union" else mine
     matches = tuple(match_tokens(common, tokens) for tokens in (mine, *theirs))
