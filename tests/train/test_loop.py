@@ -4,16 +4,22 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from calque.data.corpus import Corpus
 from calque.data.example import Example
-from calque.data.pack import Pieces
+from calque.data.pack import Batch, Pieces
 from calque.errors import ConfigError
+from calque.model.checkpoint import Checkpoint
 from calque.train import steps
+from calque.train.against_all import against_all
+from calque.train.causal import causal_objective
 from calque.train.lm import lm
 
+from .. import tiny
 from .conftest import document
 from .test_lm import SMALL, changed, losses
 
@@ -131,3 +137,35 @@ print((peak_memory() - before) / 1e6)
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 100
+
+
+@pytest.mark.parametrize("part", ["embeddings", "lora", "all"])
+def test_the_time_is_compared_with_training_everything_and_nothing_changes_by_it(
+    tmp_path, corpus, monkeypatch, capsys, part
+):
+    dropping = Checkpoint.at(tiny.model(tmp_path / "gpt2", "gpt2"))
+    lm(dropping, corpus, work=tmp_path / "without", part=part, steps=6, **SMALL)
+    assert "of what they take when everything trains" not in capsys.readouterr().err
+    monkeypatch.setattr(steps, "_WORTH", 1)
+    lm(dropping, corpus, work=tmp_path / "with", part=part, steps=6, **SMALL)
+    assert ("of what they take when everything trains" in capsys.readouterr().err) is (part != "all")
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    results = [load_file(tmp_path / name / "result/model.safetensors") for name in ("with", "without")]
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+
+
+def test_what_can_not_train_is_not_compared(base):
+    model = base.model().requires_grad_(False)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    batch = Batch(np.arange(5, 15), (5, 5), 0, (10,), (0, 0))
+
+    def loss_of(batch):
+        raise torch.OutOfMemoryError("too much")
+
+    assert against_all(model, loss_of, batch) is None
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [base.input_embedding]
+    objective = causal_objective(model)
+    share = against_all(model, lambda batch: (objective(model, batch).total, {}), batch)
+    assert share is not None and share > 0
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [base.input_embedding]
+    assert all(p.grad is None for p in model.parameters())

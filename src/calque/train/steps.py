@@ -17,6 +17,7 @@ from calque.data.mixture import Place
 from calque.data.pack import Batch
 from calque.errors import ModelError
 from calque.progress import Bar, bar, clock, say
+from calque.train.against_all import against_all
 from calque.train.optim import add_to_average, keep_seen_rows, set_rate
 from calque.train.part import Trainable
 from calque.train.processes import Processes
@@ -26,6 +27,7 @@ from calque.train.state import Progress, save_best, save_state
 
 LOG = "log.jsonl"
 _MEASURED = 3  # steps after which their time is said
+_WORTH = 200  # steps still to come, from which on it is worth a few to compare that time
 _TEXT_LOSSES = ("causal", "answer")  # parts that are nats of text
 
 
@@ -100,6 +102,7 @@ class Steps:
                 shown = spent
                 if progress.steps == first + _MEASURED:
                     self._tell_time(progress.seconds - before, line)
+                    progress.seconds = self._now(began)
                 if self._due(saved):
                     self._save()
                     progress.seconds = saved = self._now(began)
@@ -244,11 +247,24 @@ class Steps:
 
     def _tell_time(self, seconds: float, line: Mapping[str, Any]) -> None:
         spent = self.stage.budget.spent(1, line["batch_tokens"], seconds)
-        left = (1 - self._used()) * self.stage.budget.total()[0] / max(1e-9, spent) * seconds
-        self._say(
-            f"a step takes {seconds:.2f} s ({line['tokens_per_second']:,.0f} tokens/s), "
-            f"about {clock(left)} left"
+        steps = (1 - self._used()) * self.stage.budget.total()[0] / max(1e-9, spent)
+        share = self._against_all() if steps >= _WORTH else None
+        saved = (
+            f"forward and backward {share:.0%} of what they take when everything trains, " if share else ""
         )
+        self._say(
+            f"a step takes {seconds:.2f} s ({line['tokens_per_second']:,.0f} tokens/s), {saved}"
+            f"about {clock(steps * seconds)} left"
+        )
+
+    def _against_all(self) -> float | None:
+        """How long the next batch's gradients take, over those of all parameters; engines are not asked."""
+        drawn, _ = self._draw()
+        if self.processes.count > 1 or not drawn:
+            return None
+        batch = self.stage.prepare(drawn[0]) if self.stage.prepare else drawn[0]
+        with self.processes.accelerator.autocast():
+            return against_all(self.model, self.objective, batch)
 
     def _say(self, message: str) -> None:
         if self.processes.main:
