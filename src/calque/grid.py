@@ -22,6 +22,7 @@ from calque.delta.mam import mam
 from calque.delta.places import linear_places
 from calque.delta.prefix import prefix
 from calque.delta.shards import shards
+from calque.disk import fingerprint
 from calque.errors import ConfigError
 from calque.evaluate.lm import lm as score
 from calque.evaluate.table import Table, signature
@@ -88,7 +89,7 @@ def grid(
         "steps": steps, "batch_tokens": batch_tokens, "length": length, "seed": seed
     }  # fmt: skip
     scoring: dict[str, Any] = {"length": length, "max_bytes": max_bytes, "work": work / "scores"}
-    said = hashlib.sha256(repr((settings, lr, max_bytes, str(base.folder))).encode()).hexdigest()[:12]
+    said = _digest(repr((settings, lr, max_bytes, fingerprint(base.folder))), text, heldout)
     numbers = sum(math.prod(info.shape) for info in base.tensors.values())
     tables = [score({"base": base}, {"heldout": heldout}, **scoring)]
     for budget in budgets:
@@ -149,6 +150,15 @@ def _trainable(name: str, heldout: Corpus, delta: Delta, settings: Mapping[str, 
     row = {"system": name, "task": "delta", "language": heldout.languages[0], "item": "model"}
     made_by = signature("delta", {"form": delta.form, **delta.settings, **settings, "source": "", "role": ""})
     return Table.of([{**row, "metric": "trainable", "value": float(delta.count()), "signature": made_by}])
+
+
+def _digest(said: str, *texts: Corpus) -> str:
+    """What a finished cell is found again by: settings, weights and every line of the texts."""
+    digest = hashlib.sha256(said.encode())
+    for number, text in enumerate(texts):
+        for example in text:
+            digest.update(repr((number, example.group, sorted(example.sides.items()))).encode())
+    return digest.hexdigest()[:12]
 
 
 def _pairs(kind: str) -> Callable[[Checkpoint, int, int], Delta]:

@@ -65,6 +65,15 @@ def test_one_table_and_nothing_is_done_twice(tiny, tmp_path, monkeypatch, capsys
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "scores"]
 
 
+def test_what_was_trained_on_another_text_is_not_taken_for_this_one(tiny, tmp_path):
+    heldout = corpus(documents=2, lines=2)
+    chosen = {**SMALL, "forms": ("lora",), "places": ("all",), "budgets": (3.0,), "work": tmp_path}
+    tables = [grid(tiny, corpus(documents=n), heldout, **chosen) for n in (3, 2, 3)]
+    bits = [[row["value"] for row in t.where(system="lora all 3%", metric="bits").rows()] for t in tables]
+    assert bits[0] != bits[1] and bits[0] == bits[2]
+    assert len([*tmp_path.glob("*.parquet")]) == 2
+
+
 def test_a_cell_is_its_three_steps(tiny, tmp_path):
     text, heldout = corpus(documents=3), corpus(documents=2, lines=2)
     table = grid(tiny, text, heldout, work=tmp_path / "g", forms=("mam",), budgets=(5.0,), **SMALL)
