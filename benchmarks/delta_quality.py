@@ -45,7 +45,7 @@ from calque.train.lm import lm as train
 from calque.train.tune import tune
 
 RESULTS = Path(__file__).parent / "results" / "delta_quality.json"
-TEST = "MRK"
+TEST, VALIDATION = "MRK", "JHN"
 Systems = Mapping[str, Callable[[int], Delta]]
 
 
@@ -84,24 +84,44 @@ class Study:
         return Table.load(file)
 
     def deltas(self, study: str, systems: Systems) -> dict[str, Any]:
-        """Train every delta with every seed on Chichewa text; bits per byte and differences to the first."""
+        """Train every delta with every seed on Chichewa text; bits per byte and differences to the first.
+
+        Each delta's rate is the one of `--rates` that is best on a book of its own, with the first seed.
+        """
         learnt, test = self.texts("bible-nya")
+        learnt, validation = learnt.split((VALIDATION,), seed=0)
+        validation = passages(validation)
         tables = [self.scored(self.out / "base", lambda: self.base, test, "base")]
-        counts = {}
+        counts, rates = {}, {}
+        for name, make in systems.items():
+            delta = make(0)
+            counts[name], tried = delta.count(), {}
+            for rate in self.given.rates if len(self.given.rates) > 1 else ():
+                made = self.trained(study, name, delta, learnt, rate, 0)
+                folder = self.folder(study, name, rate, 0)
+                tried[rate] = value(self.scored(folder.with_name(f"{folder.name}-v"), made, validation, name))
+                say(f"{study}: {name} with rate {rate:g}: {tried[rate]:.3f}")
+            rates[name] = min(tried, key=lambda rate: tried[rate]) if tried else self.given.rates[0]
         for seed in range(self.given.seeds):
             for name, make in systems.items():
-                delta = make(seed)
-                counts[name] = delta.count()
-                work = self.out / study / f"{name.replace(' ', '-')}-{seed}"
-                rate = self.given.lr * (10 if name == "prefix" else 1)
-
-                made = partial(
-                    train, self.base, learnt, delta=delta, work=work, lr=rate, seed=seed, **self.length
-                )
-                work.parent.mkdir(parents=True, exist_ok=True)
-                tables.append(per_seed(self.scored(work, made, test, name), seed))
+                made = self.trained(study, name, make(seed), learnt, rates[name], seed)
+                folder = self.folder(study, name, rates[name], seed)
+                tables.append(per_seed(self.scored(folder, made, test, name), seed))
                 say(f"{study}, seed {seed}: {name}: {bits(tables[-1])}")
-        return {**summary(tables, next(iter(systems))), "trainable": counts}
+        return {**summary(tables, next(iter(systems))), "trainable": counts, "rates": rates}
+
+    def folder(self, study: str, name: str, rate: float, seed: int) -> Path:
+        """Where one training is."""
+        return self.out / study / f"{name.replace(' ', '-')}-{rate:g}-{seed}"
+
+    def trained(
+        self, study: str, name: str, delta: Delta, learnt: Corpus, rate: float, seed: int
+    ) -> Callable[[], Checkpoint]:
+        """What trains a delta when it is called; a prefix at ten times the rate."""
+        work = self.folder(study, name, rate, seed)
+        work.parent.mkdir(parents=True, exist_ok=True)
+        rate *= 10 if name == "prefix" else 1
+        return partial(train, self.base, learnt, delta=delta, work=work, lr=rate, seed=seed, **self.length)
 
     def loops(self, ranks: tuple[int, ...] = (0, 8, 32, 128)) -> dict[str, Any]:
         """Tie the layers, train what comes out on English text, and the original as long."""
@@ -233,6 +253,11 @@ def bits(table: Table) -> str:
     return entry.estimate.text(3)
 
 
+def value(table: Table) -> float:
+    (entry,) = table.measure("bits/bytes", by=("system",))
+    return entry.estimate.value
+
+
 def summary(tables: list[Table], baseline: str, measure: str = "bits/bytes") -> dict[str, Any]:
     """Every system's value, and its difference to the baseline, paired over passages or sentences."""
     whole = tables[0].join(*tables[1:])
@@ -261,7 +286,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--bytes", type=int, default=10_000, help="text of a test")
     parser.add_argument("--budget", type=int, default=2, help="rank e that shards and LoRA share")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 4e-3], help="to choose from")
+    parser.add_argument("--lr", type=float, default=2e-3, help="of language adapters in 'across'")
     parser.add_argument("--loop-lr", type=float, default=5e-4)
     parser.add_argument("--tag-lr", type=float, default=1e-3)
     parser.add_argument("--pos", type=Path, help="MasakhaPOS folder, with Chichewa")

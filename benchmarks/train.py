@@ -1,9 +1,10 @@
 """Training speed: `train/lm` beside `transformers.Trainer`, in one run, taking turns.
 
 Same model, text, trainable parameters, optimizer, learning rate, schedule, clipping, length and real tokens
-for each step; bfloat16 matrix products (weights float32) where the processor has them. The Trainer gets the two usual ways to make batches: documents padded to the longest
-of the batch, and blocks of concatenated documents (which attend across documents, as `train/lm` never does).
-Tokens are those of the text: padding is not counted, for nobody learns from it.
+for each step; matrix products in bfloat16 where the processor has it. The Trainer gets the two usual ways to
+make batches: documents padded to the longest of the batch, and blocks of concatenated documents (which attend
+across documents, as `train/lm` never does). Tokens are those of the text: padding is not counted, for nobody
+learns from it.
 
     python benchmarks/train.py --steps 4 --rounds 3
 """
