@@ -79,7 +79,7 @@ def save_state(
         part.mkdir(parents=True)
         for name, named in tensors.items():
             _save(part / f"{name}.safetensors", named)
-        _save(part / "random.safetensors", {"torch": torch.get_rng_state()})
+        _save(part / "random.safetensors", _random())
         record = {**asdict(progress), "place": progress.place.record()}
         write_json(part / "state.json", {"progress": record, "settings": settings})
         shutil.rmtree(target, ignore_errors=True)
@@ -171,9 +171,18 @@ def load_rest(
         state.setdefault(int(index), {})[name] = spread_like(value, parameters[int(index)])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    torch.set_rng_state(load_file(folder / "random.safetensors")["torch"])
+    random = load_file(folder / "random.safetensors")
+    torch.set_rng_state(random["torch"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
     average = load_file(folder / "average.safetensors")
     return {name: spread_like(value, named[name]) for name, value in average.items()}
+
+
+def _random() -> dict[str, torch.Tensor]:
+    """States of the random generators; a graphics card has one of its own, which dropout draws from there."""
+    card = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"torch": torch.get_rng_state(), **card}
 
 
 def _load_into(file: Path, named: Mapping[str, torch.Tensor]) -> None:
