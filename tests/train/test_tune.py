@@ -1,6 +1,7 @@
 """Examples become what each objective reads; tuning learns them and writes an ordinary folder."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from calque.data.corpus import Corpus
 from calque.data.encode import Encoder, class_names, tag_names, tags
 from calque.data.example import Example, Span
 from calque.data.pack import IGNORED, Pieces
-from calque.errors import ConfigError, DataError
+from calque.errors import ConfigError, DataError, ModelError
 from calque.model.checkpoint import Checkpoint
 from calque.train.tune import tune
 
@@ -287,3 +288,17 @@ def test_epochs_are_a_budget(base, tmp_path):
 def test_what_can_not_be_tuned(encoder_model, base, tmp_path, settings, more, error, message):
     with pytest.raises(error, match=message):
         tune(base, corpus_of(4, **more), work=tmp_path, **settings, **SMALL)
+
+
+def test_an_encoder_decoder_needs_its_start_and_end(seq2seq, tmp_path):
+    labels = {"target": lambda n, w: w[0]}
+    with pytest.raises(ModelError, match="end token, which its tokenizer does not put after a text"):
+        tune(seq2seq, corpus_of(8, **labels), work=tmp_path / "a", objective="classify", steps=1, **SMALL)
+    folder = tmp_path / "t5"
+    shutil.copytree(seq2seq.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["decoder_start_token_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="no decoder_start_token_id in its config"):
+        tune(Checkpoint.at(folder), corpus_of(8, **labels), work=tmp_path / "b", objective="sft", steps=1,
+             **SMALL)  # fmt: skip

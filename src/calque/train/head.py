@@ -34,9 +34,12 @@ def with_head(
         seed: of the new numbers.
 
     Raises:
-        ModelError: transformers has no such head for this architecture.
+        ModelError: transformers has no such head for this architecture, or one that reads the end token of
+            an encoder-decoder, which its tokenizer does not put.
     """
     build, ending = _CLASSES[task]
+    if task == "sequence" and base.loaded_config.is_encoder_decoder:
+        _refuse_no_end(base)
     config = copy.deepcopy(base.loaded_config)
     if labels:
         config.id2label = dict(enumerate(labels))  # pyright: ignore
@@ -56,8 +59,9 @@ def with_head(
                 trust_remote_code=False, ignore_mismatched_sizes=has_it, output_loading_info=True,
             )  # fmt: skip
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]  # all that it knows follows
         raise ModelError(
-            f"{base.folder}: transformers has no {ending.removeprefix('For')} for this model: {error}"
+            f"{base.folder}: transformers has no {ending.removeprefix('For')} for this model: {first}"
         ) from None
     model, found = made
     new = {*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])}
@@ -71,6 +75,16 @@ def with_head(
 def _outside(model: PreTrainedModel, name: str) -> bool:
     """Whether a parameter belongs to the head, or to a pooler that leads to it."""
     return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
+
+
+def _refuse_no_end(base: Checkpoint) -> None:
+    """Raise ModelError where a head would look for an end token that no example has."""
+    tokenizer: Any = base.tokenizer()
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id not in tokenizer("a")["input_ids"]:
+        raise ModelError(
+            f"{base.folder}: an encoder-decoder tells classes apart at its end token, which its tokenizer "
+            "does not put after a text"
+        )
 
 
 def _set_padding(base: Checkpoint, config: Any) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from calque.data.pack import IGNORED, Batch
+from calque.errors import ModelError
 from calque.train.rows import rows, run
 from calque.train.stage import Loss, Objective
 
@@ -46,7 +47,16 @@ def next_tokens(model: PreTrainedModel, batch: Batch) -> Places:
 
 
 def translation(model: PreTrainedModel, batch: Batch) -> Places:
-    """Every place of the decoder of an encoder-decoder; the encoder reads the prompt of each piece."""
+    """Every place of the decoder of an encoder-decoder; the encoder reads the prompt of each piece.
+
+    Raises:
+        ModelError: its configuration does not say what a target begins with.
+    """
+    if getattr(model.config, "decoder_start_token_id", None) is None:
+        raise ModelError(
+            f"{type(model).__name__}: no decoder_start_token_id in its config.json; give the token that its "
+            "targets begin with (often that of padding)"
+        )
     sources = batch.take_parts(lambda ids, prompt: ids[:prompt])
     targets = batch.take_parts(lambda ids, prompt: ids[prompt:])
     laid = rows(model, targets)
