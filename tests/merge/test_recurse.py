@@ -6,6 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from calque.errors import ConfigError, ModelError
+from calque.merge.layerswap import layerswap
+from calque.merge.linear import linear
+from calque.merge.passthrough import passthrough
 from calque.merge.recurse import mean, origins, recurse, stepwise
 from calque.model.checkpoint import Checkpoint
 from calque.model.low_rank import truncated_svd
@@ -195,6 +198,17 @@ def test_a_model_without_a_head(tmp_path):
     with torch.no_grad():
         one, two = (m(input_ids=IDS).last_hidden_state for m in (out, base.model().eval()))
     assert torch.allclose(one, two, atol=1e-4)
+
+
+def test_looped_models_are_merged_by_number_only_without_factors(base, tmp_path):
+    plain, paired = (recurse(base, rank=rank).write(tmp_path / str(rank)) for rank in (0, 4))
+    assert kin.same(linear(plain, [plain, plain]).write(tmp_path / "out"), plain)
+    with pytest.raises(ModelError, match="factors of low rank"):
+        linear(paired, [paired, paired])
+    with pytest.raises(ModelError, match="swap before you tie"):
+        layerswap(plain, plain, plain)
+    with pytest.raises(ModelError, match="tied into a loop"):
+        passthrough(plain, slices=["0:0-1"])
 
 
 @pytest.mark.asset("smollm2-135m")

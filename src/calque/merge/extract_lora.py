@@ -16,6 +16,7 @@ from calque.disk import new_folder, write_json
 from calque.errors import ModelError
 from calque.merge.inputs import Inputs, line_up
 from calque.merge.rewrite import Source
+from calque.merge.stream import finite
 from calque.model.adapter import CONFIG, PREFIX, STORED_TRANSPOSED, WEIGHTS
 from calque.model.checkpoint import Checkpoint
 from calque.model.low_rank import rank_for, signed, truncated_svd
@@ -170,7 +171,7 @@ def _gap(inputs: Inputs, names: list[str]) -> dict[str, torch.Tensor] | None:
 
 
 def _read(source: Source) -> torch.Tensor:
-    return source.read().to(torch.float32)
+    return finite(source, 0, source.read().to(torch.float32))
 
 
 def tuned_tensor(inputs: Inputs, name: str) -> torch.Tensor:

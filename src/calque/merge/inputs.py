@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ Vocabulary = Literal["base", "union"] | None
 
 _BUFFERS = frozenset({"attention.rotary", "attention.mask", "attention.mask_value", "embed.position_ids"})
 _BUFFER_NAMES = ("rotary_emb.inv_freq", "position_ids", "masked_bias", "num_batches_tracked")
+_FACTOR = re.compile(r"depth\.\d+\..*\.[AB]")
 PER_TOKEN = frozenset(
     {
         "embed.input",
@@ -126,6 +128,11 @@ class Inputs:
             dtype: of the merged tensors ("BF16"), for config.json, where `rows` were given another.
             counts: what the rows' functions count while they run, such as fallbacks.
         """
+        if "recursion" in self.base.config and any(map(_FACTOR.fullmatch, self.names)):
+            raise ModelError(
+                f"{self.base.folder}: holds factors of low rank, a pair for each depth of its loop; pairs of "
+                "different models can not be merged number by number: merge first, then tie (merge/recurse)"
+            )
         written = {row.name: row for row in (*rows, *self.copies())}
         order = [name for name in self.base.tensors if name in written]
         return Rewrite(

@@ -134,6 +134,8 @@ def depth(inputs: Inputs) -> int:
         ModelError: They have an encoder and a decoder, or no layers that can be told apart.
     """
     slots = [inputs.slot(name) for name in inputs.names]
+    if "recursion" in inputs.base.config:
+        raise ModelError(f"{inputs.base.folder}: its layers are tied into a loop; swap before you tie")
     if inputs.base.two_stacks:
         raise ModelError(f"{inputs.base.folder}: has an encoder and a decoder; one stack can be swapped")
     layers = [slot.layer for slot in slots if slot.layer is not None]

@@ -103,6 +103,8 @@ def checked_slice(model: Checkpoint, first: int, end: int, text: str) -> Slice:
 
 def layer_count(model: Checkpoint) -> int:
     """How many layers a model with one stack of them has."""
+    if "recursion" in model.config:
+        raise ModelError(f"{model.folder}: its layers are tied into a loop; slice the model it was made from")
     if model.two_stacks:
         raise ModelError(f"{model.folder}: has an encoder and a decoder; only one stack can be sliced")
     layers = {layer for name in model.tensors if (layer := model.layout.place(name)[0]) is not None}

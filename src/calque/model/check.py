@@ -110,7 +110,10 @@ def special_ids(checkpoint: Checkpoint) -> Iterator[tuple[str, int]]:
 def generation_settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The contents of generation_config.json; empty without one."""
     file = checkpoint.folder / GENERATION
-    return read_json(file) if file.is_file() else {}
+    settings = read_json(file) if file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ModelError(f"{file}: holds a {type(settings).__name__}, not a table of settings")
+    return settings
 
 
 def check_values(

@@ -26,6 +26,10 @@ from calque.progress import say
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+_KINDS = {"model_type": str, "architectures": list, "text_config": dict, "recursion": dict}
+_LONGEST = 200  # characters of a file's name
+_RECURSION = {"model_type": str, "loops": int, "shared": int}
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -159,10 +163,7 @@ class Checkpoint:
         try:
             return self.layout.name(None, "embed.output")
         except KeyError:  # an architecture that is not in the table: its class knows
-            import transformers
-
-            names = self.config.get("architectures") or [""]
-            kind: Any = getattr(transformers, str(names[0]), None)
+            kind = model_class(self.config)
             if kind is None:
                 return None
             with torch.device("meta"):
@@ -197,6 +198,7 @@ class Checkpoint:
     @cached_property
     def loaded_config(self) -> PreTrainedConfig:
         """The configuration as transformers understands it, defaults filled in."""
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         if "recursion" in self.config:
@@ -205,7 +207,7 @@ class Checkpoint:
             return full_config(self)
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
             raise ModelError(f"{self.folder}/config.json: transformers does not know it: {error}") from None
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -242,8 +244,7 @@ class Checkpoint:
             from calque.model.recursive import build as build_looped
 
             return build_looped(self, dtype), []
-        names = self.config.get("architectures") or ["AutoModelForCausalLM"]
-        build: Any = getattr(transformers, str(names[0]), transformers.AutoModelForCausalLM)
+        build: Any = model_class(self.config) or transformers.AutoModelForCausalLM
         settings = {"dtype": dtype or "auto", "local_files_only": True, "use_safetensors": True}
         if build is transformers.AutoModelForCausalLM:
             settings["trust_remote_code"] = False
@@ -266,6 +267,14 @@ class Checkpoint:
         from calque.model.check import check_checkpoint
 
         check_checkpoint(self)
+
+
+def model_class(config: Mapping[str, Any]) -> Any:
+    """The model class of transformers that a configuration names; None when it names none of them."""
+    import transformers
+
+    found = getattr(transformers, str((config.get("architectures") or [""])[0]), None)
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
 
 
 @contextmanager
@@ -291,7 +300,20 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     config = read_json(file)
     if not isinstance(config, dict):
         raise ModelError(f"{file}: holds a {type(config).__name__}, not a table of settings")
+    _check_kinds(file, config)
+    if "recursion" in config:
+        _check_kinds(file, config["recursion"] or {}, required=True, kinds=_RECURSION)
     return config
+
+
+def _check_kinds(
+    file: Path, settings: Mapping[str, Any], *, required: bool = False, kinds: Mapping[str, type] = _KINDS
+) -> None:
+    """What is read here must be of its kind; transformers says the rest."""
+    for key, kind in kinds.items():
+        value = settings.get(key)
+        if not isinstance(value, kind) and (value is not None or required):
+            raise ModelError(f"{file}: {key} is {value!r}, which is no {kind.__name__}")
 
 
 def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -311,7 +333,7 @@ def _read_shards(folder: Path) -> dict[str, TensorInfo]:
     where = _weight_map(index)
     tensors: dict[str, TensorInfo] = {}
     for shard in dict.fromkeys(where.values()):
-        if Path(shard).name != shard or shard in ("", ".", ".."):
+        if Path(shard).name != shard or shard in ("", ".", "..") or len(shard) > _LONGEST:
             raise ModelError(f"{index}: names '{shard}', which is not a file inside the folder")
         if not (folder / shard).is_file():
             raise ModelError(f"{index}: the shard '{shard}' is missing; fetch it again")

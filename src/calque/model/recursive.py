@@ -47,13 +47,14 @@ class DepthLinear(nn.Module):
 
 def full_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """The configuration of the model as it runs, all depths counted."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     plain = {key: value for key, value in checkpoint.config.items() if key != "recursion"}
     try:
         return AutoConfig.for_model(**{**plain, "model_type": checkpoint.config["recursion"]["model_type"]})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{checkpoint.folder}/config.json: 'recursion' is damaged: {error}") from None
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ModelError(f"{checkpoint.folder}/config.json: transformers does not know it: {error}") from None
 
 
 def build(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
@@ -65,11 +66,11 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> 
     Raises:
         ModelError: the files lack a tensor, or hold one that the model has no place for.
     """
-    import transformers
     from accelerate import init_empty_weights
 
-    config = full_config(checkpoint)
-    kind: Any = getattr(transformers, str((checkpoint.config.get("architectures") or [""])[0]), None)
+    from calque.model.checkpoint import model_class
+
+    config, kind = full_config(checkpoint), model_class(checkpoint.config)
     if kind is None:
         raise ModelError(f"{checkpoint.folder}/config.json: transformers has no class of its 'architectures'")
     with init_empty_weights(include_buffers=False):
@@ -111,6 +112,9 @@ def _fill(model: Any, checkpoint: Checkpoint, held: dict[str, nn.Parameter]) -> 
             source = checkpoint.layout.name(None if layer is None else layer % shared, role)
         if source not in held:
             raise ModelError(f"{checkpoint.folder}: tensor '{source}' is missing")
+        wanted, shape = (tuple(one.shape) for one in (model.get_parameter(name), held[source]))
+        if wanted != shape:
+            raise ModelError(f"{checkpoint.folder}: tensor '{source}' has shape {shape}, needed is {wanted}")
         setattr(model.get_submodule(module), last, held[source])
         used.add(source)
     return used
