@@ -188,6 +188,9 @@ def test_columns_of_zeros():
 ROLES = {
     "embed.input": "rows",
     "embed.position": "rows",
+    "decoder.embed": "rows",
+    "encoder.position": "rows",
+    "encoder.attention.position": "rows",
     "embed.output": "columns",
     "attention.q": "columns",
     "mlp.down": "columns",

@@ -110,6 +110,7 @@ def kind_of(slot: Slot, config: Mapping[str, Any]) -> Kind:
         return "experts"
     turned = config.get("model_type") == "gpt2" and slot.role in _CONV1D
     embeds = slot.role.startswith("embed.") and not slot.role.startswith("embed.output")
+    embeds |= slot.role.endswith((".embed", ".position"))  # of an encoder's or a decoder's own
     return "rows" if turned or embeds else "columns"
 
 
