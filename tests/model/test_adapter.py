@@ -163,6 +163,22 @@ def data_start(adapter):
     tiny.edit_json(adapter / "adapter_config.json", init_lora_weights="corda")
 
 
+def settings(**changes):
+    def change(adapter):
+        tiny.edit_json(adapter / "adapter_config.json", **changes)
+
+    change.__name__ = str(changes)
+    return change
+
+
+def own_base(adapter):
+    tiny.edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(adapter))
+
+
+def list_of_settings(adapter):
+    (adapter / "adapter_config.json").write_text("[]")
+
+
 def not_foldable(adapter):
     content = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
     base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -183,6 +199,16 @@ WRONG = {
     without_base: (ModelError, "no base_model_name_or_path"),
     unknown_base: (ConfigError, "did you mean .*base"),
     data_start: (ModelError, "start from 'corda'"),
+    own_base: (ModelError, "names its own folder"),
+    list_of_settings: (ModelError, "not a table of settings"),
+    settings(r="x"): (ModelError, "'r' is 'x'; expected a number"),
+    settings(lora_alpha="x"): (ModelError, "'lora_alpha' is 'x'"),
+    settings(alpha_pattern=[1]): (ModelError, r"a pattern is \[1\]"),
+    settings(alpha_pattern={"q_proj": "x"}): (ModelError, "'q_proj' is 'x'"),
+    settings(alpha_pattern={"(": 3}): (ModelError, "can not fold it into this base"),
+    settings(peft_type="NOPE"): (ModelError, "can not fold it into this base"),
+    settings(target_modules=7): (ModelError, "can not fold it into this base"),
+    settings(modules_to_save=4): (ModelError, "can not fold it into this base"),
     not_foldable: (ModelError, "can not be folded"),
     nan: (ModelError, "NaN|broken"),
 }

@@ -124,6 +124,16 @@ def test_file_cut_in_the_weights(converted, tmp_path):
         convert_gguf(cut, tmp_path / "plain")
 
 
+def test_a_tensor_that_is_not_there_is_never_made_up(converted, tmp_path):
+    file = tmp_path / "lacks.gguf"
+    file.write_bytes(converted[0].read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
+    with pytest.raises(
+        ModelError, match=r"1 tensors .* are missing, first 'model.layers.1.mlp.up_proj.weight'"
+    ):
+        convert_gguf(file, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+
+
 def test_what_is_no_gguf(tmp_path):
     with pytest.raises(ModelError, match="no such file"):
         convert_gguf(tmp_path / "none.gguf", tmp_path / "plain")

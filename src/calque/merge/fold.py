@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge
 
 from calque.disk import read_json
-from calque.errors import ConfigError
+from calque.errors import ConfigError, ModelError
 from calque.merge.fold_delta import added, fold_delta
 from calque.merge.rewrite import Rewrite, Row, Source
 from calque.model.adapter import CONFIG, PREFIX, STORED_TRANSPOSED, WEIGHTS, read_base
@@ -133,7 +133,11 @@ def _scaling(module: str, settings: Mapping[str, Any], rank: int) -> float:
     """alpha / r, or what the configuration says for this module."""
     alpha = settings.get("lora_alpha", 8)
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        try:
+            found = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise ModelError(f"alpha_pattern '{pattern}' is no regular expression: {error}") from None
+        if found:
             alpha = value
             break
     return alpha / (rank**0.5 if settings.get("use_rslora") else rank)

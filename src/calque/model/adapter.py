@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -42,6 +43,7 @@ def read_base(adapter: Path) -> str:
             f"needed is {WEIGHTS}: load it where you trust it and save it again with a current peft"
         )
     settings = read_json(adapter / CONFIG)
+    _check_settings(adapter / CONFIG, settings)
     start = settings.get("init_lora_weights", True)
     if (start.split("_niter_")[0] if isinstance(start, str) else start) not in _PLAIN_STARTS:
         raise ModelError(
@@ -53,7 +55,23 @@ def read_base(adapter: Path) -> str:
         raise ModelError(
             f"{adapter / CONFIG}: no base_model_name_or_path; write the base's folder or id there"
         )
+    if Path(base).resolve() == adapter.resolve():
+        raise ModelError(f"{adapter / CONFIG}: names its own folder as its base; write the model's there")
     return base
+
+
+def _check_settings(file: Path, settings: Any) -> None:
+    """What a fold computes with must be numbers; patterns are tables of them."""
+    if not isinstance(settings, dict):
+        raise ModelError(f"{file}: holds a {type(settings).__name__}, not a table of settings")
+    patterns = [settings.get(f"{key}_pattern") or {} for key in ("rank", "alpha")]
+    for pattern in patterns:
+        if not isinstance(pattern, dict):
+            raise ModelError(f"{file}: a pattern is {pattern!r}; expected a table from modules to numbers")
+    numbers = [*((key, settings.get(key)) for key in ("r", "lora_alpha")), *patterns[0].items()]
+    for key, value in (*numbers, *patterns[1].items()):
+        if value is not None and not isinstance(value, int | float):
+            raise ModelError(f"{file}: '{key}' is {value!r}; expected a number")
 
 
 def fold(adapter: Path, base: Path, folder: Path) -> None:
@@ -84,21 +102,21 @@ def fold(adapter: Path, base: Path, folder: Path) -> None:
 def _merge(adapter: Path, model: PreTrainedModel) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel
 
-    config: Any = PeftConfig.from_pretrained(str(adapter))
-    config.auto_mapping = None  # names a module to import
-    if hasattr(config, "megatron_config"):
-        config.megatron_config = None  # likewise
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied", UserWarning)
         try:
+            config: Any = PeftConfig.from_pretrained(str(adapter))
+            config.auto_mapping = None  # names a module to import
+            if hasattr(config, "megatron_config"):
+                config.megatron_config = None  # likewise
             wrapped: Any = PeftModel.from_pretrained(model, str(adapter), config=config)
             if not hasattr(wrapped, "merge_and_unload"):
                 kind = config.peft_type.value
                 raise ModelError(f"{adapter}: a {kind} adapter can not be folded into weights")
             return wrapped.merge_and_unload(safe_merge=True)
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, re.error) as error:
             raise ModelError(f"{adapter}: peft can not fold it into this base: {error}") from None
 
 

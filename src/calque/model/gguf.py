@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from calque.disk import clear_disk_errors
 from calque.errors import ModelError
+from calque.model.checkpoint import quiet
 from calque.progress import say
 
 # The values of `tokenizer.ggml.pre` that split every digit from its neighbours before the GPT-2 pattern.
@@ -44,22 +44,26 @@ def convert_gguf(file: Path, folder: Path) -> None:
     pre = _pre_tokenizer(file)
     say(f"convert {file.name} to a plain folder, once (about a minute)")
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        # Not AutoTokenizer: it reads the whole file once more, to find this class.
-        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(**source)  # pyright: ignore
-        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        with quiet():
+            # Not AutoTokenizer: it reads the whole file once more, to find this class.
+            tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(**source)  # pyright: ignore
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32, output_loading_info=True
+            )
     except (ValueError, LookupError, RuntimeError, struct.error) as error:
         raise ModelError(f"{file}: transformers can not read this GGUF file ({error})") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    model, found = read
+    if absent := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
+        raise ModelError(
+            f"{file}: {len(absent)} tensors that {type(model).__name__} needs are missing, first "
+            f"'{absent[0]}'; they would be random: fetch the file again"
+        )
     if pre in _SPLITS_DIGITS:
         _split_digits(tokenizer)
     tokenizer.model_max_length = model.config.max_position_embeddings
     folder.mkdir(exist_ok=True)
-    with clear_disk_errors(folder):
+    with clear_disk_errors(folder), quiet():
         plain(model).save_pretrained(folder)
         _save_tokenizer(tokenizer, folder)
 
