@@ -171,6 +171,24 @@ def settings(**changes):
     return change
 
 
+def lonely(adapter):
+    change_factors(adapter, lambda factors, down: factors.pop(down))
+
+
+def of_two_ranks(adapter):
+    change_factors(adapter, lambda factors, down: factors.update({down: factors[down][:3].clone()}))
+
+
+def flat(adapter):
+    change_factors(adapter, lambda factors, down: factors.update({down: factors[down][0].clone()}))
+
+
+def change_factors(adapter, change):
+    factors = load_file(adapter / "adapter_model.safetensors")
+    change(factors, next(name for name in factors if name.endswith("lora_A.weight")))
+    save_file(factors, adapter / "adapter_model.safetensors")
+
+
 def own_base(adapter):
     tiny.edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(adapter))
 
@@ -199,6 +217,9 @@ WRONG = {
     without_base: (ModelError, "no base_model_name_or_path"),
     unknown_base: (ConfigError, "did you mean .*base"),
     data_start: (ModelError, "start from 'corda'"),
+    lonely: (ModelError, "lora_B.weight' is there without '.*lora_A.weight'"),
+    of_two_ranks: (ModelError, "are no pair"),
+    flat: (ModelError, "are no pair"),
     own_base: (ModelError, "names its own folder"),
     list_of_settings: (ModelError, "not a table of settings"),
     settings(r="x"): (ModelError, "'r' is 'x'; expected a number"),

@@ -14,11 +14,11 @@ from calque.disk import read_json
 from calque.errors import ConfigError, ModelError
 from calque.merge.fold_delta import added, fold_delta
 from calque.merge.rewrite import Rewrite, Row, Source
-from calque.model.adapter import CONFIG, PREFIX, STORED_TRANSPOSED, WEIGHTS, read_base
+from calque.model.adapter import CONFIG, PREFIX, STORED_TRANSPOSED, read_base, read_factors
 from calque.model.checkpoint import Checkpoint
 from calque.model.files import DELTA
 from calque.model.source import folded_adapter
-from calque.model.tensors import TensorInfo, read_header, same_bytes
+from calque.model.tensors import TensorInfo, same_bytes
 from calque.progress import say
 
 _CHUNK = 16 << 20
@@ -67,7 +67,7 @@ def fold(
         return fold_delta(adapter, base, strength)
     named = read_base(adapter)
     base = base or Checkpoint.open(named)
-    settings, tensors = read_json(adapter / CONFIG), read_header(adapter / WEIGHTS)
+    settings, tensors = read_json(adapter / CONFIG), read_factors(adapter)
     why = _not_plain(adapter, settings, tensors, base)
     if why:
         if strength != 1:

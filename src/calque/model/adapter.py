@@ -24,6 +24,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # before every name in an adapter's files
 STORED_TRANSPOSED = frozenset({"gpt2"})  # architectures whose matrices are stored (in, out)
+_FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
 _PLAIN_STARTS = frozenset({True, False, "gaussian", "orthogonal", "eva", "pissa", "olora"})
 
 
@@ -74,6 +75,27 @@ def _check_settings(file: Path, settings: Any) -> None:
             raise ModelError(f"{file}: '{key}' is {value!r}; expected a number")
 
 
+def read_factors(adapter: Path) -> dict[str, TensorInfo]:
+    """Where the adapter's tensors lie; every factor must have its counterpart, of the same rank.
+
+    Raises:
+        ModelError: a factor is alone (peft would draw the other at random), or the two do not multiply.
+    """
+    tensors = read_header(adapter / WEIGHTS)
+    for name, info in tensors.items():
+        found = _FACTOR.search(name)
+        if found is None:
+            continue
+        other = f"{name[: found.start(1)]}{'B' if found[1] == 'A' else 'A'}{name[found.end(1) :]}"
+        if other not in tensors:
+            raise ModelError(f"{info.file}: '{name}' is there without '{other}'; fetch the adapter again")
+        shapes = (info.shape, tensors[other].shape)
+        down, up = shapes if found[1] == "A" else shapes[::-1]
+        if min(len(down), len(up)) < 2 or down[0] != up[1]:
+            raise ModelError(f"{info.file}: '{name}' {shapes[0]} and '{other}' {shapes[1]} are no pair")
+    return tensors
+
+
 def fold(adapter: Path, base: Path, folder: Path) -> None:
     """Write the base with the adapter folded in to the existing empty `folder`.
 
@@ -85,7 +107,7 @@ def fold(adapter: Path, base: Path, folder: Path) -> None:
     """
     checkpoint = Checkpoint.at(base)
     dtype = checkpoint.info(checkpoint.input_embedding).torch_dtype
-    tensors = read_header(adapter / WEIGHTS)
+    tensors = read_factors(adapter)
     model = checkpoint.model(torch.float32)
     _fit_vocabulary(model, tensors)
     _check_fit(adapter, checkpoint, model, tensors)
