@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from calque.delta.delta import Delta, base_of
 from calque.delta.lora import uniform
-from calque.delta.places import linear_places
+from calque.delta.places import Place, sided_places
 from calque.delta.switch import Switch
 from calque.errors import ConfigError
 from calque.model.checkpoint import Checkpoint
@@ -39,7 +39,8 @@ def bottleneck(
     houlsby: on the output of attention and of the feed-forward block, before the residual sum. pfeiffer: on
     that of the feed-forward block; in models that normalise after the sum, LN is used twice, as in MAD-X:
     LN(a + x), a = adapter(LN(h + x)) + h. parallel: from the input of the feed-forward block to its output.
-    attention_parallel: from the input of attention to the joined heads, before the output map.
+    attention_parallel: from the input of attention to the joined heads, before the output map. An
+    encoder-decoder has them in both; attention to the encoder counts as attention.
 
     Args:
         base: The model it is for.
@@ -176,25 +177,27 @@ def _mixed(function: Any, x: torch.Tensor, numbers: Numbers, switch: Switch, nam
 
 def _where(base: Checkpoint, placement: str) -> dict[str, tuple[str, int, int]]:
     """Module -> (module whose input is taken or "", inputs, outputs)."""
-    roles = {place.role for place in linear_places(base)}
     if placement in ("houlsby", "pfeiffer"):
-        wanted = ("attention.o", "mlp.down") if placement == "houlsby" else ("mlp.down",)
-        places = linear_places(base, wanted)
-        found = {p.module: ("", p.outputs, p.outputs) for p in places}
+        wanted = ("attention.o", "cross.o", "mlp.down") if placement == "houlsby" else ("mlp.down",)
+        places = sided_places(base, wanted)
         norms = {slot.layer: name.removesuffix(".weight") for slot, name in base.slots.items()
                  if slot.role == "mlp.post_norm"}  # fmt: skip
         if placement == "pfeiffer" and norms and not any(slot.role == "mlp.norm" for slot in base.slots):
             return {norms[p.layer]: ("", p.outputs, p.outputs) for p in places}
-        return found
-    first = ("mlp.up", "mlp.gate_up") if placement == "parallel" else ("attention.q", "attention.qkv")
-    target = "mlp.down" if placement == "parallel" else "attention.o"
-    entry = next((role for role in first if role in roles), first[0])
-    starts = {p.layer: p for p in linear_places(base, (entry,))}
+        return {p.module: ("", p.outputs, p.outputs) for p in places}
+    beside_mlp = placement == "parallel"
+    first = ("mlp.up", "mlp.gate_up") if beside_mlp else ("attention.q", "attention.qkv", "cross.q")
+    target = ("mlp.down",) if beside_mlp else ("attention.o", "cross.o")
+    starts = {_block(p): p for p in sided_places(base, first)}
     return {
-        p.module: (starts[p.layer].module, starts[p.layer].inputs,
-                   p.outputs if placement == "parallel" else p.inputs)
-        for p in linear_places(base, (target,))
-    }  # fmt: skip
+        p.module: (starts[_block(p)].module, starts[_block(p)].inputs, p.outputs if beside_mlp else p.inputs)
+        for p in sided_places(base, target)
+    }
+
+
+def _block(place: Place) -> tuple[int, str]:
+    """Layer and block: attention, feed-forward or, of a decoder, attention to the encoder."""
+    return place.layer, place.role.rpartition(".")[0]
 
 
 def _coupling_places(base: Checkpoint) -> list[str]:

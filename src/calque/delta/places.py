@@ -10,7 +10,7 @@ from calque.errors import ConfigError
 from calque.model.adapter import STORED_TRANSPOSED
 from calque.model.checkpoint import Checkpoint
 
-_NO_PLACES = ("expert.", "router", "norm", "adapter.")
+_NO_PLACES = ("expert.", "router", "norm", "adapter.", "position")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,17 @@ def linear_places(base: Checkpoint, roles: Sequence[str] = ()) -> tuple[Place, .
             "told apart by depth; use delta/depthwise, which has numbers for each depth"
         )
     return _stored_places(base, roles)
+
+
+def sided_places(base: Checkpoint, roles: Sequence[str]) -> tuple[Place, ...]:
+    """The linear maps with these roles, of an encoder-decoder those of encoder and decoder.
+
+    Raises:
+        ConfigError: it has none of them.
+    """
+    wanted = {f"{side}{role}" for side in ("", "encoder.", "decoder.") for role in roles}
+    found = tuple(place for place in linear_places(base) if place.role in wanted)
+    return found or linear_places(base, roles)
 
 
 def depth_places(base: Checkpoint, roles: Sequence[str] = ()) -> tuple[Place, ...]:

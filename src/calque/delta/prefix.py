@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from calque.delta.delta import Delta, base_of
-from calque.delta.places import linear_places
+from calque.delta.places import sided_places
 from calque.delta.switch import Switch
 from calque.errors import ConfigError
 from calque.model.checkpoint import Checkpoint
@@ -34,7 +34,8 @@ def prefix(
     """Put trained keys and values before those of the text in every layer.
 
     softmax over [Pk; K], values [Pv; V], Pk and Pv (l, key heads * head size). They have no position and take
-    none from the text; every token sees all of them.
+    none from the text; every token sees all of them. An encoder-decoder has them in both, and in attention
+    to the encoder.
 
     Args:
         base: The model it is for.
@@ -54,7 +55,7 @@ def prefix(
         Attention over prefix and text is (1 - g) of that over the text and g of that over the prefix, g the
         share of the prefix in the sum of exponentials. Without the network the numbers it makes do the same.
     """
-    places = linear_places(base, ("attention.k",))
+    places = sided_places(base, ("attention.k", "cross.k"))
     generator = torch.Generator().manual_seed(seed)
     size, layers = places[0].outputs, len(places)
 
@@ -98,9 +99,7 @@ def install(
 ) -> Callable[[], None]:
     """Give the attention layers their prefixes; returns what takes them away again."""
     config: Any = model.config
-    if getattr(config, "attn_logit_softcapping", None) or not getattr(
-        model, "_supports_attention_backend", False
-    ):
+    if getattr(config, "attn_logit_softcapping", None) or not _takes_attention(model):
         raise ConfigError(f"{type(model).__name__}: its attention takes no prefix; use a bottleneck or lora")
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -119,6 +118,14 @@ def install(
         chosen.set_attn_implementation(before)
 
     return remove
+
+
+def _takes_attention(model: Any) -> bool:
+    """Whether its layers ask an attention function that one may replace, and add nothing to the scores."""
+    if getattr(model, "_supports_attention_backend", False):
+        return True
+    # Encoder-decoders do not claim it; those that flash attention serves have no bias of scores, unlike T5.
+    return bool(getattr(model, "_supports_flash_attn", False) and model._can_set_attn_implementation())
 
 
 def has_prefix(module: torch.nn.Module) -> bool:
