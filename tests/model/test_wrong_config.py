@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from calque.errors import ModelError
 from calque.merge.extract_lora import extract_lora
 from calque.merge.recurse import recurse
+from calque.merge.rewrite import Rewrite, Row
 from calque.model.check import generation_settings
 from calque.model.checkpoint import Checkpoint
 
@@ -51,6 +52,19 @@ def test_a_number_in_words(folder, tmp_path):
         tiny.edit_json(one / "config.json", num_hidden_layers="two")
         with pytest.raises(ModelError, match="num_hidden_layers"):
             _ = Checkpoint.at(one).loaded_config
+
+
+@pytest.mark.parametrize(
+    "changes", [{"head_dim": 0}, {"num_key_value_heads": 0}, {"num_hidden_layers": -1}, {"hidden_act": "x"}]
+)
+def test_sizes_that_make_no_model(changes, folder, tmp_path):
+    tiny.edit_json(folder / "config.json", **changes)
+    base = Checkpoint.at(folder)
+    rewrites = [Rewrite(base, tuple(Row.copy(base, name) for name in base.tensors)), recurse(base)]
+    for rewrite in rewrites:
+        with pytest.raises(ModelError, match=r"can not build|forward pass|no place for"):
+            rewrite.write(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_loop_of_tensors_of_another_shape(folder, tmp_path):

@@ -263,8 +263,11 @@ def _check_forward(
     ids = tokenizer.encode(text[0], add_special_tokens=False)[:_FORWARD_TOKENS] if text else []
     input_BT = torch.tensor([ids or list(range(min(8, size)))])
     extra = {"decoder_input_ids": input_BT} if model.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        output = model(input_ids=input_BT, **extra)
+    try:
+        with torch.no_grad():
+            output = model(input_ids=input_BT, **extra)
+    except (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise ModelError(f"{product.folder}: a forward pass over the product fails: {error}") from error
     if not torch.isfinite(output[0].float()).all():
         raise ModelError(f"{product.folder}: a forward pass over {input_BT.shape[1]} tokens gives NaN or Inf")
     _check_shared(product, model)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 _KINDS = {"model_type": str, "architectures": list, "text_config": dict, "recursion": dict}
+# What transformers raises over sizes and settings that make no model.
+UNBUILDABLE = (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError)
 _LONGEST = 200  # characters of a file's name
 _RECURSION = {"model_type": str, "loops": int, "shared": int}
 
@@ -251,7 +253,7 @@ class Checkpoint:
         try:
             with quiet():
                 loaded: Any = build.from_pretrained(self.folder, output_loading_info=True, **settings)
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        except (*UNBUILDABLE, OSError) as error:
             raise ModelError(f"{self.folder}: transformers can not build this model: {error}") from error
         model, found = loaded
         absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])

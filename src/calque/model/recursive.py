@@ -68,13 +68,16 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> 
     """
     from accelerate import init_empty_weights
 
-    from calque.model.checkpoint import model_class
+    from calque.model.checkpoint import UNBUILDABLE, model_class
 
     config, kind = full_config(checkpoint), model_class(checkpoint.config)
     if kind is None:
         raise ModelError(f"{checkpoint.folder}/config.json: transformers has no class of its 'architectures'")
-    with init_empty_weights(include_buffers=False):
-        model = kind(config)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = kind(config)
+    except UNBUILDABLE as error:
+        raise ModelError(f"{checkpoint.folder}: transformers can not build this model: {error}") from error
     held = {
         name: nn.Parameter(checkpoint.read(name).to(dtype or checkpoint.info(name).torch_dtype))
         for name in checkpoint.tensors
