@@ -302,3 +302,19 @@ def test_an_encoder_decoder_needs_its_start_and_end(seq2seq, tmp_path):
     with pytest.raises(ModelError, match="no decoder_start_token_id in its config"):
         tune(Checkpoint.at(folder), corpus_of(8, **labels), work=tmp_path / "b", objective="sft", steps=1,
              **SMALL)  # fmt: skip
+
+
+def test_a_model_that_mixes_no_types_is_told_to_compute_in_float32(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = hf.XmodConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, pad_token_id=0,
+        num_attention_heads=4, max_position_embeddings=64, languages=["en_XX"], default_language="en_XX",
+    )  # fmt: skip
+    hf.XmodForMaskedLM(config).save_pretrained(tmp_path / "xmod")
+    tokenizer.save_pretrained(tmp_path / "xmod")
+    xmod = Checkpoint.at(tmp_path / "xmod")
+    settings = {**SMALL, "objective": "classify", "steps": 1}
+    data = corpus_of(8, target=lambda n, w: w[0])
+    with pytest.raises(ConfigError, match="XmodForSequenceClassification does not compute in bfloat16"):
+        tune(xmod, data, work=tmp_path / "a", **{**settings, "precision": "bfloat16"})
+    tune(xmod, data, work=tmp_path / "b", **settings)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from calque.errors import ConfigError
 from calque.progress import clock, say
 from calque.train.memory import enough_memory, freed_memory_kept
 from calque.train.optim import adamw
@@ -51,7 +53,8 @@ def train(
         loss, for each stage.
 
     Raises:
-        ConfigError: `work` holds a run with other settings, or memory does not suffice.
+        ConfigError: `work` holds a run with other settings, memory does not suffice, or the model can not be
+            computed in this precision.
         ModelError: the loss is not a number; the last good state stays in `work`.
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,7 @@ def train(
             run = _Run(model, stage, index, work, settings, saving or Saving(), processes)
             resumed = found if found and index == found[1].stage else None
             before = sum(note["steps"] for note in notes.values())
-            with enough_memory(stage):
+            with enough_memory(stage), _computable(model, precision):
                 model, notes[f"stage {index}"] = run.run(resumed, before)
     finally:
         torch.set_flush_denormal(False)  # it holds for the whole process, which is not ours alone
@@ -163,6 +166,25 @@ class _Run:
             "best_step": progress.best_step,
             "loss": loss,
         }
+
+
+@contextmanager
+def _computable(model: PreTrainedModel, precision: torch.dtype) -> Iterator[None]:
+    """Say what to give where a model's own code can not compute in two types at once (XMOD).
+
+    Raises:
+        ConfigError: in place of what torch raised.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).strip()
+        if precision == torch.float32 or not any(name in said for name in ("dtype", "BFloat16")):
+            raise
+        raise ConfigError(
+            f"{type(model).__name__} does not compute in {str(precision).removeprefix('torch.')} "
+            f"({said.splitlines()[0][:120]}); give precision 'float32'"
+        ) from None
 
 
 def _memory(model: PreTrainedModel, stage: Stage, trainable: int) -> float:
