@@ -1,7 +1,10 @@
 """The noun: attach, detach, save, load, stack, switch, refuse."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from calque.delta.attach import attach, changes, fold_in
 from calque.delta.delta import Delta
@@ -124,6 +127,14 @@ def test_what_is_wrong_is_said(base, delta, tmp_path):
     with pytest.raises(ModelError, match=r"no delta; needed are delta.json"):
         Delta.load(tmp_path / "other")
     delta.save(tmp_path / "d")
+    assert json.loads((tmp_path / "d/delta.json").read_text())["numbers"] == delta.count()
+    held = load_file(tmp_path / "d/delta.safetensors")
+    gone = next(iter(held))
+    save_file(
+        {name: tensor for name, tensor in held.items() if name != gone}, tmp_path / "d/delta.safetensors"
+    )
+    with pytest.raises(ModelError, match=f"damaged delta: '{gone}' of shape .* is not among its numbers"):
+        Delta.load(tmp_path / "d")
     (tmp_path / "d/delta.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError, match="damaged delta"):
         Delta.load(tmp_path / "d")

@@ -94,6 +94,8 @@ class Delta:
     def save(self, folder: Path, *, folded: bool = False) -> None:
         """Write the new folder: delta.json and delta.safetensors, a folder within for each part.
 
+        delta.json also says how many numbers train, and the shapes of all.
+
         Args:
             folder: where.
             folded: whether the weights beside it hold it already.
@@ -105,6 +107,7 @@ class Delta:
                 key: getattr(self, key) for key in ("form", "place", "sharing", "gate", "settings", "base")
             }
             said = {"folded": True} if folded else {}
+            said |= {"numbers": self.count(), "tensors": {name: [*t.shape] for name, t in tensors.items()}}
             write_json(made / CONFIG, {**record, **said, "parts": len(self.parts)})
             for number, part in enumerate(self.parts):
                 part.save(made / f"part-{number}")
@@ -122,8 +125,13 @@ class Delta:
         try:
             parts = tuple(cls.load(folder / f"part-{n}") for n in range(record.pop("parts")))
             record["place"] = tuple(record["place"])
-            record.pop("folded", None)
-            return cls(tensors=load_file(folder / WEIGHTS), parts=parts, **record)
+            tensors, shapes = load_file(folder / WEIGHTS), record.pop("tensors", {})
+            for key in ("folded", "numbers"):
+                record.pop(key, None)
+            for name, shape in shapes.items():
+                if name not in tensors or [*tensors[name].shape] != shape:
+                    raise ValueError(f"'{name}' of shape {shape} is not among its numbers")
+            return cls(tensors=tensors, parts=parts, **record)
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise ModelError(f"{folder}: damaged delta: {error}") from None
 
