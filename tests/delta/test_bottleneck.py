@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BartConfig
+from transformers import BartConfig, RobertaConfig
 from transformers.models.bart.modeling_bart import BartEncoderLayer
+from transformers.models.roberta.modeling_roberta import RobertaOutput
 
 from calque.delta.attach import attach, changes
 from calque.delta.bottleneck import adapter, bottleneck, couple, install, uncouple
@@ -76,6 +77,23 @@ def test_reference_layer(name):
         out = layer(x, attention_mask=None)
     out = out[0] if isinstance(out, tuple) else out
     check(out.numpy(), np.array(case["outputs"]["layer_output"]), atol=1e-4, rtol=1e-4)
+
+
+def test_reference_layer_that_normalises_twice():
+    case = CASES["pfeiffer_roberta_output"]
+    given, found = case["inputs"], arrays(case)
+    config = RobertaConfig(
+        hidden_size=6, intermediate_size=9, layer_norm_eps=case["params"]["layer_norm_eps"]
+    )
+    layer = RobertaOutput(config).double().eval()
+    layer.load_state_dict({k: v for k, v in found.items() if "ef_" not in k})
+    own = {f"LayerNorm.{NAMES[k.removeprefix('ef_ffn_adapter.')]}": v for k, v in found.items() if "ef_" in k}
+    settings = {"norm": "none", "scale": 1.0, "placement": "pfeiffer", "source": {"LayerNorm": ""}}
+    made = Delta("bottleneck", ("LayerNorm",), "own", "fixed", settings, own, {})
+    install(layer, made, Wide(own), Switch(["a"]), "a")
+    with torch.no_grad():
+        y = layer(*(torch.from_numpy(array_of(given[name])) for name in ("intermediate", "residual_input")))
+    check(y.numpy(), np.array(case["outputs"]["y"]), atol=1e-5, rtol=1e-5)
 
 
 class Wide(dict):

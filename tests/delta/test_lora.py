@@ -2,15 +2,36 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
 from calque.delta.attach import export_peft
-from calque.delta.lora import lora
+from calque.delta.delta import Delta
+from calque.delta.lora import install, lora
+from calque.delta.switch import Switch
 from calque.errors import ConfigError
 
+from ..merge.golden import array_of, check
 from .runs import PEFT, beside, logits, moved
+from .test_bottleneck import CASES, layer_of
+
+
+@pytest.mark.filterwarnings(PEFT)
+def test_reference_layer():
+    case = CASES["lora_attention"]
+    layer, added = layer_of(case)
+    pairs = {key.replace(".ef_lora_", "."): torch.nn.Parameter(value) for key, value in added.items()}
+    place = tuple(dict.fromkeys(key.rpartition(".")[0] for key in pairs))
+    assert place == ("self_attn.q_proj", "self_attn.v_proj")
+    settings = {"rank": len(pairs[f"{place[0]}.A"]), "alpha": case["params"]["lora_alpha"]}
+    made = Delta("lora", place, "own", "fixed", settings, pairs, {"model_type": "bart"})
+    install(layer, made, pairs, Switch(["a"]), "a", "a")
+    with torch.no_grad():
+        out = layer(torch.from_numpy(array_of(case["inputs"]["x"])), attention_mask=None)
+    out = out[0] if isinstance(out, tuple) else out
+    check(out.numpy(), np.array(case["outputs"]["layer_output"]), atol=1e-8, rtol=1e-7)
 
 
 @pytest.mark.filterwarnings(PEFT)
