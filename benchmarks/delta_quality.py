@@ -75,7 +75,7 @@ class Study:
 
     def scored(self, folder: Path, make: Callable[[], Checkpoint], text: Corpus, system: str) -> Table:
         """Bits and bytes of a system on a text, unless they are there."""
-        file = folder.with_suffix(".parquet")
+        file = folder.with_name(f"{folder.name}.parquet")
         if not file.exists():
             found = bits_per_byte(
                 {system: make()}, {"test": text}, max_bytes=self.given.bytes, length=self.given.length
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--bytes", type=int, default=10_000, help="text of a test")
     parser.add_argument("--budget", type=int, default=2, help="rank e that shards and LoRA share")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 4e-3], help="to choose from")
+    parser.add_argument("--rates", type=float, nargs="+", default=[4e-3, 1.2e-2], help="to choose from")
     parser.add_argument("--lr", type=float, default=2e-3, help="of language adapters in 'across'")
     parser.add_argument("--loop-lr", type=float, default=5e-4)
     parser.add_argument("--tag-lr", type=float, default=1e-3)
@@ -298,12 +298,12 @@ def main() -> None:
     if "across" in given.studies and None in (given.pos, given.ud, given.ud_test):
         parser.error("'across' needs --pos, --ud and --ud-test")
     study = Study(given)
-    found = read_json(RESULTS) if RESULTS.exists() else {}
     for name in given.studies:
         settings = {key: str(value) for key, value in vars(given).items() if key not in ("out", "studies")}
-        found[name] = {**studies[name](study), "settings": settings}
-        write_json(RESULTS, {**found, "machine": machine(), "versions": versions()})
-        print(name, *found[name].get("systems", found[name]).items(), sep="\n  ")
+        done = {**studies[name](study), "settings": settings}
+        before = read_json(RESULTS) if RESULTS.exists() else {}  # another process may do another study
+        write_json(RESULTS, {**before, name: done, "machine": machine(), "versions": versions()})
+        print(name, *done.get("systems", done).items(), sep="\n  ")
 
 
 if __name__ == "__main__":

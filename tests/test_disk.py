@@ -41,6 +41,17 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch):
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
+def test_a_file_larger_than_the_disk_allows_is_said(tmp_path):
+    with pytest.raises(DataError, match="larger than this disk"), disk.clear_disk_errors(tmp_path / "a"):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
+def test_json_without_an_end_of_nesting_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="nested deeper"):
+        disk.read_json(tmp_path / "a.json")
+
+
 def test_damaged_json_names_the_line(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1,\n"b": }')
     with pytest.raises(DataError, match=r"a\.json:2: not valid JSON"):

@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from calque import registry, runner
-from calque.errors import ConfigError
+from calque.errors import ConfigError, DataError
 from calque.recipe import Recipe
 
 from . import toys
@@ -96,6 +97,29 @@ def test_one_call_writes_its_result_and_manifest(tmp_path):
     assert (out / "note.txt").read_text() == "xxx0"
     assert json.loads((out / "manifest.json").read_text())["do"] == "toy/make"
     assert [p.name for p in tmp_path.iterdir()] == ["note"]
+
+
+def test_a_refused_call_leaves_nothing_and_names_no_step(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        runner.call("toy/make", {"source": "x"}, {"times": 10}, tmp_path / "note")
+    assert str(error.value).startswith("toy/make: setting 'times' = 10:")
+    with pytest.raises(ConfigError, match="no Note at"):
+        runner.call("toy/join", {"notes": [str(tmp_path / "none")]}, {}, tmp_path / "note")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_call_speaks_of_the_output_and_keeps_what_was_saved(tmp_path, monkeypatch):
+    def fail(note: toys.Note, *, work: Path):
+        (work / "state").write_text("hours")
+        raise DataError(f"{work.parents[1]}/slow: diverged")
+
+    monkeypatch.setattr(toys, "slow", fail)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/note.txt").write_text("a")
+    with pytest.raises(DataError) as error:
+        runner.call("toy/slow", {"note": str(tmp_path / "a")}, {}, tmp_path / "note")
+    assert str(error.value) == f"{tmp_path}/note: diverged"
+    assert (tmp_path / ".note.run/steps/.slow.work/work/state").read_text() == "hours"
 
 
 def step(do="toy/make", of=None, **settings):

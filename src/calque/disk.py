@@ -129,6 +129,8 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not valid UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise DataError(f"{path}: nested deeper than any JSON of ours or of a model is") from None
 
 
 @contextmanager
@@ -188,6 +190,11 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
             raise DataError(
                 f"disk full while writing {path} ({free / 1e6:.0f} MB free); "
                 "nothing was put in place; make room and run the same command again"
+            ) from None
+        if error.errno == errno.EFBIG:
+            raise DataError(
+                f"can not write {path}: a file would become larger than this disk, or this shell "
+                "(ulimit -f), allows"
             ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise DataError(f"can not write {path}: {error.strerror}") from None

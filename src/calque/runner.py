@@ -62,16 +62,35 @@ def call(name: str, of: Mapping[str, Any], settings: Mapping[str, Any], out: Pat
     """Run one method by itself; its output and manifest.json become the folder `out`."""
     disk.refuse_existing(out)
     step = name.split("/")[-1]
-    recipe = Recipe.parse({"steps": {step: {"do": name, "of": dict(of), "with": dict(settings)}}}, name)
     work = out.with_name(f".{out.name}.run")
-    if processes() > 1 and (follows() or not registry.contract(registry.method(name).load()).takes_work):
-        return _follow(recipe.steps[0], work, out)
-    run(recipe, work)
+    with _as_one_command(name, step, work, out):
+        recipe = Recipe.parse({"steps": {step: {"do": name, "of": dict(of), "with": dict(settings)}}}, name)
+        if processes() > 1 and (follows() or not registry.contract(registry.method(name).load()).takes_work):
+            return _follow(recipe.steps[0], work, out)
+        run(recipe, work)
     if out.is_dir():
         out.rmdir()
     os.rename(work / "steps" / step, out)
     shutil.rmtree(work)
     return out
+
+
+@contextmanager
+def _as_one_command(name: str, step: str, work: Path, out: Path) -> Iterator[None]:
+    """Errors name neither the step nor the hidden folder that the user never asked for.
+
+    That folder goes where nothing was done in it; what a stopped training has saved stays.
+    """
+    try:
+        yield
+    except CalqueError as error:
+        files = {path.name for path in work.rglob("*") if path.is_file()}
+        if files <= {".calque", "recipe.yaml", "key.json"}:
+            shutil.rmtree(work, ignore_errors=True)
+        said = str(error).replace(f"step '{step}' ({name}): ", "")
+        for hidden in (work / "steps" / f".{step}.part", work / "steps" / step):
+            said = said.replace(str(hidden), str(out))
+        raise type(error)(said) from error
 
 
 def _follow(step: Step, run: Path, out: Path) -> Path:
