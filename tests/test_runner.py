@@ -122,6 +122,25 @@ def test_a_failed_call_speaks_of_the_output_and_keeps_what_was_saved(tmp_path, m
     assert (tmp_path / ".note.run/steps/.slow.work/work/state").read_text() == "hours"
 
 
+def test_a_stopped_training_is_not_thrown_away_for_changed_settings(tmp_path, monkeypatch):
+    def stop(note: toys.Note, *, work: Path, limit: int = 3):
+        (work / "state-1").mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toys, "slow", stop)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/note.txt").write_text("a")
+    given, out = {"note": str(tmp_path / "a")}, tmp_path / "note"
+    with pytest.raises(KeyboardInterrupt):
+        runner.call("toy/slow", given, {"limit": 3}, out)
+    with pytest.raises(ConfigError, match="limit was 3, now 2; give the old settings to go on"):
+        runner.call("toy/slow", given, {"limit": 2}, out)
+    (tmp_path / "a/note.txt").write_text("b")
+    with pytest.raises(ConfigError, match="holds a stopped training with other settings: .*/a was"):
+        runner.call("toy/slow", given, {"limit": 3}, out)
+    assert (tmp_path / ".note.run/steps/.slow.work/work/state-1").is_dir()
+
+
 def step(do="toy/make", of=None, **settings):
     return {"do": do, "of": of or {"source": "x"}, "with": settings}
 

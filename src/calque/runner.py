@@ -29,6 +29,8 @@ from calque.machine import follows, machine, peak_memory, processes, reset_peak_
 from calque.progress import clock, say
 from calque.recipe import Recipe, Step, plain, references, seeded
 
+_ASKED = "asked.json"  # in a step's work folder: what the step was begun with
+
 
 def run(recipe: Recipe, out: Path, *, command: str = "") -> Path:
     """Run a recipe into the folder `out`; finished steps are skipped, a killed one goes on where it can.
@@ -85,7 +87,7 @@ def _as_one_command(name: str, step: str, work: Path, out: Path) -> Iterator[Non
         yield
     except CalqueError as error:
         files = {path.name for path in work.rglob("*") if path.is_file()}
-        if files <= {".calque", "recipe.yaml", "key.json"}:
+        if files <= {".calque", "recipe.yaml", _ASKED}:
             shutil.rmtree(work, ignore_errors=True)
         said = str(error).replace(f"step '{step}' ({name}): ", "")
         for hidden in (work / "steps" / f".{step}.part", work / "steps" / step):
@@ -121,7 +123,8 @@ def _step(recipe: Recipe, step: Step, out: Path, done: Mapping[str, str], label:
     settings = says.validate(seeded(step.settings, says, recipe.seed), f"step '{step.name}' ({step.do})")
     target = out / "steps" / step.name
     inputs = {ref: done[ref] if ref in done else _outside(ref) for ref in references(step.of)}
-    key = _digest({"do": step.do, "of": step.of, "with": settings, "inputs": inputs, "code": __version__})
+    asked = plain({"do": step.do, "of": step.of, "with": settings, "inputs": inputs, "code": __version__})
+    key = _digest(asked)
     manifest = _manifest(target)
     if manifest and manifest.get("key") == key:
         say(f"{label}: done before, in {clock(manifest['seconds'])}")
@@ -129,7 +132,7 @@ def _step(recipe: Recipe, step: Step, out: Path, done: Mapping[str, str], label:
     say(f"{label}: {registry.method(step.do).act}")
     start = time.monotonic()
     reset_peak_memory()
-    staged, spent = _produce(step, says, settings, out, key)
+    staged, spent = _produce(step, says, settings, out, asked)
     output = disk.checksum(staged)
     disk.write_json(
         staged / "manifest.json",
@@ -162,7 +165,7 @@ def _notes(staged: Path) -> dict[str, Any]:
 
 
 def _produce(
-    step: Step, says: registry.Contract, settings: dict[str, Any], out: Path, key: str
+    step: Step, says: registry.Contract, settings: dict[str, Any], out: Path, asked: Mapping[str, Any]
 ) -> tuple[Path, Mapping[str, Any]]:
     """Call the method and save what it returns into a hidden folder beside the steps.
 
@@ -172,11 +175,13 @@ def _produce(
     steps = out / "steps"
     steps.mkdir(parents=True, exist_ok=True)
     work = _work_folder(out, step)
-    if work.exists() and disk.read_json(work / "key.json") != key:
+    if work.exists() and (before := disk.read_json(work / _ASKED)) != asked:
+        if any(work.rglob("state-*")):  # what a training has saved is not thrown away for a slip of the hand
+            _refuse_changes(step, work, before, asked)
         shutil.rmtree(work)
     if not work.exists():
         with disk.new_folder(work) as fresh:
-            disk.write_json(fresh / "key.json", key)
+            disk.write_json(fresh / _ASKED, asked)
     arguments = {
         m.name: material(step.of[m.name], m.annotation, out) for m in says.materials if m.name in step.of
     }
@@ -190,8 +195,23 @@ def _produce(
     staged = steps / f".{step.name}.part"
     shutil.rmtree(staged, ignore_errors=True)
     with disk.clear_disk_errors(staged):
-        save(result, staged, work / "rewrite", key)
+        save(result, staged, work / "rewrite", _digest(asked))
     return staged, getattr(result, "spent", {})
+
+
+def _refuse_changes(step: Step, work: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ConfigError: what a stopped training was begun with, and what it is to go on with."""
+    pairs = [
+        (key, before[part].get(key), now[part].get(key))
+        for part in ("with", "of", "inputs")
+        for key in sorted({*before[part], *now[part]})
+    ]
+    changed = [f"{key} was {old!r}, now {new!r}" for key, old, new in pairs if old != new]
+    changed += [f"calque was {before['code']}, now {now['code']}"] * (before["code"] != now["code"])
+    raise ConfigError(
+        f"step '{step.name}' ({step.do}): {work} holds a stopped training with other settings: "
+        f"{'; '.join(changed)}; give the old settings to go on, or remove the folder to begin anew"
+    )
 
 
 def save(result: Any, folder: Path, work: Path, key: str) -> None:
