@@ -125,6 +125,7 @@ def test_a_failed_call_speaks_of_the_output_and_keeps_what_was_saved(tmp_path, m
 def test_a_stopped_training_is_not_thrown_away_for_changed_settings(tmp_path, monkeypatch):
     def stop(note: toys.Note, *, work: Path, limit: int = 3):
         (work / "state-1").mkdir(exist_ok=True)
+        (work / "state-1/weights").write_text("hours")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(toys, "slow", stop)
