@@ -137,7 +137,7 @@ def test_a_stopped_training_is_not_thrown_away_for_changed_settings(tmp_path, mo
     with pytest.raises(ConfigError, match="limit was 3, now 2; give the old settings to go on"):
         runner.call("toy/slow", given, {"limit": 2}, out)
     (tmp_path / "a/note.txt").write_text("b")
-    with pytest.raises(ConfigError, match="holds a stopped training with other settings: .*/a was"):
+    with pytest.raises(ConfigError, match=r"holds a stopped training with other settings: .*/a was"):
         runner.call("toy/slow", given, {"limit": 3}, out)
     assert (tmp_path / ".note.run/steps/.slow.work/work/state-1").is_dir()
 

@@ -133,6 +133,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         "deltas on top of each other, of which the last trains",
         "Pfeiffer et al. 2020, arXiv:2005.00052",
     ),
+    ("delta/export", "calque.delta.export:export", "a low-rank delta as an ordinary PEFT adapter", _LORA),
     ("delta/grid", "calque.grid:grid", "forms x places x budgets on one text, one table", _UNIFIED),
     ("train/lm", "calque.train.lm:lm", "continue causal language modelling on a text", _TRANS),
     (

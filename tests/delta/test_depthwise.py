@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from calque.delta import low_rank
-from calque.delta.attach import attach, changes, export_peft, fold_in
+from calque.delta.attach import attach, changes, fold_in
 from calque.delta.delta import Delta
 from calque.delta.depthwise import depthwise
+from calque.delta.export import export
 from calque.delta.switch import Switch
 from calque.errors import ConfigError, ModelError
 from calque.merge.recurse import mean, recurse
@@ -133,4 +134,4 @@ def test_what_is_wrong_is_said(original, looped, base, tmp_path):
     with pytest.raises(ModelError, match=r"is missing or of another shape than .*loop was made from"):
         depthwise(looped, Checkpoint.at(tiny.model(tmp_path / "m", num_hidden_layers=2)))
     with pytest.raises(ConfigError, match="which peft does not know"):
-        export_peft(depthwise(looped), tmp_path / "peft")
+        export(depthwise(looped)).save(tmp_path / "peft")

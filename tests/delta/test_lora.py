@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from calque.delta.attach import export_peft
 from calque.delta.delta import Delta
+from calque.delta.export import export
 from calque.delta.lora import install, lora
 from calque.delta.switch import Switch
 from calque.errors import ConfigError
@@ -37,7 +37,7 @@ def test_reference_layer():
 @pytest.mark.filterwarnings(PEFT)
 def test_peft_loads_what_is_exported(any_base, tmp_path):
     made = moved(lora(any_base, rank=3, alpha=12.0))
-    export_peft(made, tmp_path / "peft")
+    export(made).save(tmp_path / "peft")
     back = PeftModel.from_pretrained(any_base.model(), str(tmp_path / "peft"))
     torch.testing.assert_close(logits(back), beside(any_base, a=made), atol=1e-5, rtol=1e-5)
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from peft import LoraModel, PeftConfig, PeftModel
 from peft.utils import register_peft_method
 
-from calque.delta.attach import attach, changes, export_peft
+from calque.delta.attach import attach, changes
+from calque.delta.export import export
 from calque.delta.lora import lora
 from calque.delta.places import linear_places
 from calque.delta.shards import count, draw, gathered, shards
@@ -121,7 +122,7 @@ def test_count_of_a_model_is_that_of_lora_of_the_budget(base):
 @pytest.mark.filterwarnings(PEFT)
 def test_exported_it_is_an_ordinary_lora(any_base, tmp_path):
     made = moved(shards(any_base, rank=3, pieces=2))
-    export_peft(made, tmp_path / "peft")
+    export(made).save(tmp_path / "peft")
     back = PeftModel.from_pretrained(any_base.model(), str(tmp_path / "peft"))
     torch.testing.assert_close(logits(back), beside(any_base, a=made), atol=2e-5, rtol=1e-4)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -209,13 +208,6 @@ def fold_in(model: torch.nn.Module, delta: Delta) -> None:
         looped.add_residuals(changes(delta))
     else:
         low_rank.fold_pairs(model, changes(delta))
-
-
-def export_peft(delta: Delta, folder: Path) -> None:
-    """Write a delta as an ordinary LoRA folder that peft loads."""
-    if delta.form == "depthwise":
-        raise ConfigError("a 'depthwise' delta belongs to a looped model, which peft does not know")
-    low_rank.save_peft(folder, delta, changes(delta))
 
 
 def _pairs(delta: Delta) -> low_rank.Pairs:

@@ -1,19 +1,15 @@
-"""What all low-rank deltas share: the change of each matrix, folding it in, and PEFT's format of it."""
+"""What all low-rank deltas share: the change of each matrix, and folding it in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from calque.delta.delta import Delta
 from calque.delta.switch import Switch
-from calque.disk import new_folder, write_json
-from calque.errors import ConfigError
-from calque.model.adapter import CONFIG, PREFIX, STORED_TRANSPOSED, WEIGHTS
+from calque.model.adapter import STORED_TRANSPOSED
 
 # tensors of a delta, module -> (down (r, in), up (out, r))
 Pairs = Callable[[Mapping[str, torch.Tensor], str], tuple[torch.Tensor, torch.Tensor]]
@@ -67,30 +63,3 @@ def fold_pairs(model: torch.nn.Module, changes: Mapping[str, tuple[torch.Tensor,
         product = product.T if config.model_type in STORED_TRANSPOSED else product
         with torch.no_grad():
             weight.copy_(weight.float() + product)
-
-
-def save_peft(folder: Path, delta: Delta, changes: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Write pairs whose scaling is in `up` as an ordinary LoRA folder of peft."""
-    if not changes:
-        raise ConfigError(f"a '{delta.form}' delta is no change of matrices; peft's LoRA can not hold it")
-    rank = max(len(down) for down, _ in changes.values())
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": delta.base["folder"],
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": sorted(changes),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": delta.base["model_type"] in STORED_TRANSPOSED,
-        "inference_mode": True,
-        "init_lora_weights": True,
-    }
-    tensors = {}
-    for module, (down, up) in changes.items():
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = down.detach().cpu().contiguous()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = up.detach().cpu().contiguous()
-    with new_folder(folder) as made:
-        save_file(tensors, made / WEIGHTS, metadata={"format": "pt"})
-        write_json(made / CONFIG, config)

@@ -4,47 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Interval
-from safetensors.torch import save_file
 
-from calque.disk import new_folder, write_json
 from calque.errors import ModelError
 from calque.merge.inputs import Inputs, line_up
 from calque.merge.rewrite import Source
 from calque.merge.stream import finite
-from calque.model.adapter import CONFIG, PREFIX, STORED_TRANSPOSED, WEIGHTS
+from calque.model.adapter import PREFIX, STORED_TRANSPOSED, Adapter, lora_config
 from calque.model.checkpoint import Checkpoint
 from calque.model.low_rank import rank_for, signed, truncated_svd
 from calque.progress import bar, say
 
 _EXPERT = re.compile(r"\.experts\.\d")  # in the names of architectures that are not in the table
-
-
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """A PEFT adapter still to be saved.
-
-    Attributes:
-        config: contents of adapter_config.json.
-        tensors: contents of adapter_model.safetensors.
-        notes: what was kept and what was lost.
-    """
-
-    config: Mapping[str, Any]
-    tensors: Mapping[str, torch.Tensor] = field(repr=False)
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-    def save(self, folder: Path) -> None:
-        """Write the new folder; it appears whole or not at all."""
-        with new_folder(folder) as part:
-            save_file(dict(self.tensors), part / WEIGHTS, metadata={"format": "pt"})
-            write_json(part / CONFIG, dict(self.config))
-            write_json(part / "extraction.json", dict(self.notes))
 
 
 def extract_lora(
@@ -133,20 +107,12 @@ def _adapter(
         f"{share:.2%} of the squared change is left out"
     )
     config = {
-        "peft_type": "LORA",
+        **lora_config(str(base.folder.resolve()), str(base.config.get("model_type")), ranks, highest),
         "task_type": "CAUSAL_LM" if "CausalLM" in str(base.config.get("architectures")) else None,
-        "base_model_name_or_path": str(base.folder.resolve()),
-        "r": highest,
-        "lora_alpha": highest,
         "rank_pattern": others,
         "alpha_pattern": others,
-        "target_modules": sorted(ranks),
         "modules_to_save": sorted(whole) or None,
-        "lora_dropout": 0.0,
         "bias": "all" if any(name.endswith(".base_layer.bias") for name in tensors) else "none",
-        "fan_in_fan_out": _transposed(base),
-        "inference_mode": True,
-        "init_lora_weights": True,
     }
     notes = {"base": str(base.folder), "tuned": str(inputs.tuned[0].folder), "ranks": ranks, "whole": whole,
              "share_left_out": share}  # fmt: skip

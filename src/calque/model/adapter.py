@@ -1,16 +1,19 @@
-"""PEFT adapters folded into their base, so that the result is an ordinary checkpoint."""
+"""PEFT adapters: written, and folded into their base, so that the result is an ordinary checkpoint."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 
-from calque.disk import clear_disk_errors, read_json
+from calque.disk import clear_disk_errors, new_folder, read_json, write_json
 from calque.errors import ModelError
 from calque.model.checkpoint import Checkpoint
 from calque.model.files import GENERATION, TOKENIZER, companions
@@ -26,6 +29,46 @@ PREFIX = "base_model.model."  # before every name in an adapter's files
 STORED_TRANSPOSED = frozenset({"gpt2"})  # architectures whose matrices are stored (in, out)
 _FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
 _PLAIN_STARTS = frozenset({True, False, "gaussian", "orthogonal", "eva", "pissa", "olora"})
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A PEFT adapter still to be saved.
+
+    Attributes:
+        config: contents of adapter_config.json.
+        tensors: contents of adapter_model.safetensors.
+        notes: what was kept and what was lost, for extraction.json; none without them.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write the new folder; it appears whole or not at all."""
+        with new_folder(folder) as part:
+            save_file(dict(self.tensors), part / WEIGHTS, metadata={"format": "pt"})
+            write_json(part / CONFIG, dict(self.config))
+            if self.notes:
+                write_json(part / "extraction.json", dict(self.notes))
+
+
+def lora_config(base: str, model_type: str, modules: Collection[str], rank: int) -> dict[str, Any]:
+    """adapter_config.json of pairs of this rank whose scaling, 1, is in their factors."""
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted(modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": model_type in STORED_TRANSPOSED,
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
 
 
 def read_base(adapter: Path) -> str:
