@@ -42,6 +42,8 @@ def finished(work: Path, settings: Mapping[str, Any]) -> Checkpoint | None:
     refuse_changes(read_json(work / RESULT / NOTES)["settings"], settings, work)
     return Checkpoint.at(work / RESULT)
 
+_FLOAT32_ALONE = frozenset({"xmod"})  # puts the outputs of its adapters back into a tensor of another type
+
 
 def trained(
     base: Checkpoint,
@@ -61,7 +63,8 @@ def trained(
     Raises:
         ModelError: training ended with weights that are no numbers.
     """
-    dtype = fast_dtype() if precision == "auto" else getattr(torch, precision)
+    fast = torch.float32 if base.config.get("model_type") in _FLOAT32_ALONE else fast_dtype()
+    dtype = fast if precision == "auto" else getattr(torch, precision)
     model, notes = train(
         model, [stage], work=work, settings=settings, saving=saving, seed=seed, precision=dtype
     )
