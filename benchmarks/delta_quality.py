@@ -2,7 +2,8 @@
 
     shards   LoRA of rank e, Mixture of Shards of budget e (as many numbers), LoRA of rank 8 e; Chichewa
     mam      a prefix, scaled parallel networks, and both together (MAM), with LoRA, of equal counts
-    loops    SmolLM2 tied into half as many layers, with residuals of rank 0 to 128, before and after training
+    loops    SmolLM2 tied into half as many layers, with residuals of rank 0 to 128 and two starts of the
+             shared layers, before and after training
     across   parts of speech learnt in English and read in Chichewa: a task adapter alone, and over language
              adapters trained on text
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -131,18 +133,16 @@ class Study:
         folder = self.out / "loops"
         folder.mkdir(parents=True, exist_ok=True)
         made = {"original": self.base}
-        for rank in ranks:
-            name = f"rank {rank}"
-            tied = folder / f"tied-{rank}"
+        for init, rank in product(("stepwise", "average"), ranks):
+            name, tied = f"{init}, rank {rank}", folder / f"{init}-{rank}"
             if not tied.exists():
-                init = "average" if rank else "stepwise"  # what the paper finds best
                 recurse(self.base, loops=2, init=init, rank=rank).write(tied)
             made[name] = Checkpoint.at(tied)
             counts[name] = numbers(made[name])
             untrained = partial(Checkpoint.at, tied)
-            tables.append(self.scored(folder / f"tied-{rank}-untrained", untrained, test, name))
+            tables.append(self.scored(folder / f"{init}-{rank}-untrained", untrained, test, name))
         for name, checkpoint in made.items():
-            work = folder / f"trained-{name.replace(' ', '-')}"
+            work = folder / f"trained-{name.replace(', rank ', '-')}"
             tuned = partial(train, checkpoint, learnt, work=work, lr=self.given.loop_lr, **self.length)
             label = f"{name}, trained"
             tables.append(self.scored(work, tuned, test, label))

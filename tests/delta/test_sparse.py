@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from calque.delta.attach import attach, fold_in
+from calque.delta.attach import attach, fold_in, foldable
 from calque.delta.delta import Delta
 from calque.delta.lora import lora
 from calque.delta.sparse import add, select, sparse
 from calque.delta.stack import stack
 from calque.errors import ConfigError, ModelError
+from calque.merge.fold import fold
 from calque.model.checkpoint import Checkpoint
 
 from .. import tiny
@@ -117,6 +118,19 @@ def test_a_task_is_learnt_over_a_language_and_composed_with_another(base, tuned)
     torch.testing.assert_close(logits(over_swh.model), beside(base, a=add([swh, task])), atol=1e-5, rtol=1e-5)
     assert torch.equal(logits(model), plain(base))
     assert {name for name, _ in model.named_parameters()} == {n for n, _ in base.model().named_parameters()}
+
+
+def test_a_stack_of_sparse_deltas_folds_into_plain_weights(base, tuned, tmp_path):
+    nya, task = (moved(sparse(base, tuned, keep=keep), n) for n, keep in enumerate((0.05, 0.1)))
+    both = stack(base, [nya, task])
+    both.save(tmp_path / "both")
+    folded = base.model()
+    fold_in(folded, both)
+    torch.testing.assert_close(logits(folded), beside(base, a=both), atol=1e-6, rtol=1e-6)
+    made = fold(tmp_path / "both", base).write(tmp_path / "model")
+    for name, parameter in folded.named_parameters():
+        torch.testing.assert_close(made.read(name), parameter.detach(), atol=1e-6, rtol=1e-6)
+    assert foldable(both) and not foldable(stack(base, [nya, lora(base, rank=2)]))
 
 
 def test_what_a_task_moved_is_told_from_the_language_below_it(base, tuned, tmp_path):

@@ -178,7 +178,9 @@ def attach(model: torch.nn.Module, deltas: Mapping[str, Delta]) -> Attached:
 
 
 def foldable(delta: Delta) -> bool:
-    """Whether it can become part of the weights."""
+    """Whether it can become part of the weights: changes of matrices, or of single weights (stacks too)."""
+    if delta.form == "stack":
+        return all(part.form == "sparse" for part in delta.parts)
     return delta.form in (*_MATRIX_FORMS, "sparse")
 
 
@@ -201,7 +203,9 @@ def changes(delta: Delta) -> Changes:
 
 def fold_in(model: torch.nn.Module, delta: Delta) -> None:
     """Make a delta part of a model's weights, in place and in float32."""
-    if delta.form == "sparse":
+    if foldable(delta) and delta.form == "stack":
+        sparse.fold_sparse(model, sparse.add(delta.parts))
+    elif delta.form == "sparse":
         sparse.fold_sparse(model, delta)
     elif delta.form == "depthwise":
         looped: Any = model

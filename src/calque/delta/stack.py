@@ -23,7 +23,7 @@ def stack(base: Checkpoint, delta: Sequence[Delta]) -> Delta:
         delta: Deltas from the bottom up; the last one trains.
 
     Returns:
-        The delta, with the others as its parts. It can not be folded.
+        The delta, with the others as its parts. It can be folded where all of them are sparse.
 
     Raises:
         ConfigError: Fewer than two deltas.

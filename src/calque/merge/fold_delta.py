@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from calque.delta.attach import changes
+from calque.delta.attach import changes, foldable
 from calque.delta.delta import Delta
-from calque.delta.sparse import differences
+from calque.delta.sparse import add, differences
 from calque.merge.rewrite import Rewrite, Row, Source
 from calque.model.adapter import STORED_TRANSPOSED
 from calque.model.checkpoint import Checkpoint
@@ -29,6 +29,8 @@ def fold_delta(folder: Path, base: Checkpoint | None, strength: float) -> Rewrit
     delta = Delta.load(folder)
     base = base or Checkpoint.open(delta.base["folder"])
     delta.check_base(base)
+    if delta.form == "stack" and foldable(delta):
+        delta = add(delta.parts)
     if delta.form == "sparse":
         rows = _sparse_rows(base, delta, strength)
     else:

@@ -42,6 +42,7 @@ def finished(work: Path, settings: Mapping[str, Any]) -> Checkpoint | None:
     refuse_changes(read_json(work / RESULT / NOTES)["settings"], settings, work)
     return Checkpoint.at(work / RESULT)
 
+
 _FLOAT32_ALONE = frozenset({"xmod"})  # puts the outputs of its adapters back into a tensor of another type
 
 
