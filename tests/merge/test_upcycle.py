@@ -192,6 +192,17 @@ def test_families_come_together_and_apart():
     assert len(families(languages, 6)) == 6
 
 
+def test_groups_may_be_given(base, tmp_path):
+    made = upcycle(base, languages=["zho+nya", "eng"]).write(tmp_path / "out")
+    assert made.config["num_experts"] == 2
+    assert {expert_of(made.config, "nya"), expert_of(made.config, "zho")} == {0}
+    assert expert_of(made.config, "eng") == 1
+    with pytest.raises(ConfigError, match="experts = 3, but 2 groups"):
+        upcycle(base, languages=["zho+nya", "eng"], experts=3)
+    with pytest.raises(ConfigError, match="each once"):
+        upcycle(base, languages=["zho+nya", "nya"])
+
+
 @given(
     st.sets(
         st.sampled_from(["nya", "swh", "zul", "eng", "hin", "arb", "heb", "zho", "eus", "quy"]), min_size=1

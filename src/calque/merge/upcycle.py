@@ -53,7 +53,8 @@ def upcycle(
 
     Args:
         base: A dense decoder (Llama, Mistral, Qwen2, Qwen3).
-        languages: Languages that it will be trained on, as codes or names.
+        languages: Languages that it will be trained on, as codes or names. Joined by +, as in zho+kor+jpn,
+            they are one group; if any are, every entry gets one expert, whatever the families.
         layers: How many of the last layers get experts; all others stay dense.
         experts: E; by default as many as the languages have families. Fewer join the nearest families, more
             take families apart.
@@ -79,7 +80,7 @@ def upcycle(
         With preserve the logits are the base's, for every router, E and K. Without, an expert layer's output
         is that of the base times the sum of the chosen p. E = K = 1 gives the base's logits in both.
     """
-    groups = families([Language.parse(language) for language in languages], experts)
+    groups = grouped(languages, experts)
     model_type, architecture = _target(base, shared)
     depth = layer_count(base)
     if layers > depth:
@@ -109,6 +110,22 @@ def upcycle(
         "parameters_before": before,
     }  # fmt: skip
     return Rewrite(base=base, rows=tuple(rows), config=config, notes=notes)
+
+
+def grouped(languages: Sequence[str], experts: int | None = None) -> list[list[Language]]:
+    """Groups as they are given, joined by +, or by family where none are.
+
+    Raises:
+        ConfigError: As in `families`, or a number of experts other than that of the groups given.
+    """
+    groups = [[Language.parse(one) for one in entry.split("+")] for entry in languages]
+    flat = [language for group in groups for language in group]
+    if len(flat) == len(groups):
+        return families(flat, experts)
+    families(flat)  # refuses what is given twice
+    if experts not in (None, len(groups)):
+        raise ConfigError(f"experts = {experts}, but {len(groups)} groups are given; leave experts out")
+    return groups
 
 
 def families(languages: Sequence[Language], experts: int | None = None) -> list[list[Language]]:
