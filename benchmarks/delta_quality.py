@@ -299,7 +299,11 @@ def main() -> None:
         parser.error("'across' needs --pos, --ud and --ud-test")
     study = Study(given)
     for name in given.studies:
-        settings = {key: str(value) for key, value in vars(given).items() if key not in ("out", "studies")}
+        settings = {
+            key: value.name if isinstance(value, Path) else str(value)
+            for key, value in vars(given).items()
+            if key not in ("out", "studies")
+        }
         done = {**studies[name](study), "settings": settings}
         before = read_json(RESULTS) if RESULTS.exists() else {}  # another process may do another study
         write_json(RESULTS, {**before, name: done, "machine": machine(), "versions": versions()})

@@ -22,7 +22,7 @@ from calque.delta.mam import mam
 from calque.delta.places import linear_places
 from calque.delta.prefix import prefix
 from calque.delta.shards import shards
-from calque.disk import fingerprint
+from calque.disk import checksum
 from calque.errors import ConfigError
 from calque.evaluate.lm import lm as score
 from calque.evaluate.table import Table, signature
@@ -89,7 +89,7 @@ def grid(
         "steps": steps, "batch_tokens": batch_tokens, "length": length, "seed": seed
     }  # fmt: skip
     scoring: dict[str, Any] = {"length": length, "max_bytes": max_bytes, "work": work / "scores"}
-    said = _digest(repr((settings, lr, max_bytes, fingerprint(base.folder))), text, heldout)
+    said = _digest(repr((settings, lr, max_bytes, checksum(base.folder))), text, heldout)
     numbers = sum(math.prod(info.shape) for info in base.tensors.values())
     tables = [score({"base": base}, {"heldout": heldout}, **scoring)]
     for budget in budgets:

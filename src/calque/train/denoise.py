@@ -16,7 +16,7 @@ from calque.data.corpus import Corpus
 from calque.data.mixture import Mixture
 from calque.data.noise import BYTES, byte_sentinels, mask_noise, raw_length, span_noise
 from calque.data.pack import Batch, Piece, Pieces, store
-from calque.disk import fingerprint
+from calque.disk import checksum
 from calque.errors import ConfigError, ModelError
 from calque.model.checkpoint import Checkpoint
 from calque.progress import say
@@ -126,7 +126,7 @@ def denoise(
         sources = [
             _pieces(tokens, corpus, work / f"{name}.tokens", size, begin, end, main) for name, corpus in texts
         ]
-    settings["model"] = fingerprint(model.folder)
+    settings["model"] = checksum(model.folder)
     settings["text"] = [source.sha256 for source in sources]
     if found := finished(work, settings):
         return found

@@ -17,7 +17,7 @@ from calque.data.ngram import Ngrams
 from calque.data.pack import Pieces, pack
 from calque.delta.attach import attach
 from calque.delta.delta import Delta
-from calque.disk import fingerprint
+from calque.disk import checksum
 from calque.errors import ConfigError
 from calque.model.checkpoint import Checkpoint
 from calque.progress import say
@@ -168,11 +168,11 @@ def lm(
     with main_first() as main:
         sources = [_pieces(model, c, work / f"{name}.tokens", length, main) for name, c in texts.items()]
         held = _pieces(model, held_out, work / "held_out.tokens", length, main) if held_out else None
-    settings["model"] = fingerprint(model.folder)
+    settings["model"] = checksum(model.folder)
     if part == "delta" and delta:
         settings["delta"] = delta.fingerprint()
     settings["text"] = [source.sha256 for source in (*sources, *([held] if held else []))]
-    settings["teacher"] = fingerprint(teacher.folder) if teacher else None
+    settings["teacher"] = checksum(teacher.folder) if teacher else None
     if found := finished(work, settings):
         return found
     rates: Rates | tuple[float, ...] = _rates(sources, sampling, replay_share)

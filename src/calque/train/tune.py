@@ -18,7 +18,7 @@ from calque.data.mixture import Mixture
 from calque.data.pack import Batch, Pieces, store
 from calque.delta.attach import attach
 from calque.delta.delta import Delta
-from calque.disk import fingerprint
+from calque.disk import checksum
 from calque.errors import ConfigError
 from calque.model.checkpoint import Checkpoint
 from calque.progress import say
@@ -144,9 +144,9 @@ def tune(
     texts = [("data", data), *([("held_out", held_out)] if held_out else [])]
     with main_first() as main:
         sources = [_pieces(encoder, objective, text, work / f"{name}.tokens", main) for name, text in texts]
-    settings["model"] = fingerprint(model.folder)
+    settings["model"] = checksum(model.folder)
     settings["text"] = [source.sha256 for source in sources]
-    settings["teacher"] = fingerprint(teacher.folder) if teacher else None
+    settings["teacher"] = checksum(teacher.folder) if teacher else None
     if found := finished(work, settings):
         return found
     loaded, new = _model(model, objective, labels, seed)
