@@ -119,7 +119,7 @@ def test_a_failed_call_speaks_of_the_output_and_keeps_what_was_saved(tmp_path, m
     with pytest.raises(DataError) as error:
         runner.call("toy/slow", {"note": str(tmp_path / "a")}, {}, tmp_path / "note")
     assert str(error.value) == f"{tmp_path}/note: diverged"
-    assert (tmp_path / ".note.run/steps/.slow.work/work/state").read_text() == "hours"
+    assert (tmp_path / ".note.run/steps/.slow.work" / "work" / "state").read_text() == "hours"
 
 
 def test_a_stopped_training_is_not_thrown_away_for_changed_settings(tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_a_stopped_training_is_not_thrown_away_for_changed_settings(tmp_path, mo
     (tmp_path / "a/note.txt").write_text("b")
     with pytest.raises(ConfigError, match=r"holds a stopped training with other settings: .*/a was"):
         runner.call("toy/slow", given, {"limit": 3}, out)
-    assert (tmp_path / ".note.run/steps/.slow.work/work/state-1").is_dir()
+    assert (tmp_path / ".note.run/steps/.slow.work" / "work" / "state-1").is_dir()
 
 
 def step(do="toy/make", of=None, **settings):

@@ -1,6 +1,5 @@
 """A sweep is every combination, each a run of its own, in one table."""
 
-import importlib.util
 import json
 
 import pytest
@@ -87,9 +86,8 @@ def test_a_real_run_in_a_process_of_its_own(tmp_path):
     assert code == 2 and "nowhere.txt" in words
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
 @pytest.mark.filterwarnings("ignore")
 def test_a_sweep_on_a_local_ray(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     found = dict(sweep._on_ray({"a": lambda: (0, "one"), "b": lambda: (2, "two")}, 1, "local"))
     assert found == {"a": (0, "one"), "b": (2, "two")}
