@@ -5,7 +5,8 @@
 
 Baselines are trained by `transformers.Trainer` (and `peft` for LoRA) on the run's own training text, for as
 many minutes. Every one of them stands in the table; compared is with the one that is best on the very text,
-which favours the baselines. Prints bits per byte with paired intervals and writes results/adapt.json.
+which favours the baselines. Both sides compute in bfloat16 where the hardware does. Prints bits per byte with
+paired intervals and writes results/adapt.json.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from calque import Checkpoint, Corpus, Table
 from calque.evaluate.lm import lm
 from calque.machine import machine, versions
 from calque.progress import say
+from calque.train.result import fast_dtype
 
 BASELINES = (("full", 1e-4), ("full", 3e-4), ("LoRA r16", 1e-3))
 LENGTH, ROWS = 256, 2
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "adapt.json"
 
 
 def train(base: Checkpoint, text: Corpus, kind: str, lr: float, minutes: float, folder: Path) -> dict:
@@ -53,6 +55,7 @@ def train(base: Checkpoint, text: Corpus, kind: str, lr: float, minutes: float, 
             save_strategy="no",
             report_to="none",
             use_cpu=not torch.cuda.is_available(),
+            bf16=fast_dtype() == torch.bfloat16,  # what `train/lm` does here, too
             disable_tqdm=True,
             logging_strategy="no",
             seed=0,
@@ -80,6 +83,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished run of `calque adapt`")
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--work", type=Path, default=Path("out/bench-adapt"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     steps = given.run / "steps"
     about = json.loads((given.run / "run.json").read_text())
@@ -109,8 +113,8 @@ def main() -> None:
     print("\ntimes the bits per byte of the best baseline on the same text")
     for key, numbers in result["against the best baseline"].items():
         print(f"{key:70} {numbers[0]:.3f} [{numbers[1]:.3f}, {numbers[2]:.3f}]")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "adapt.json").write_text(json.dumps(result, indent=1) + "\n")
+    given.out.parent.mkdir(exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _key(group) -> str:
