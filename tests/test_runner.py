@@ -108,6 +108,15 @@ def test_a_refused_call_leaves_nothing_and_names_no_step(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_call_refused_for_another_one_leaves_the_other_ones_folder(tmp_path):
+    with runner.alone(tmp_path / ".note.run"):
+        with pytest.raises(ConfigError, match="another process is running"):
+            runner.call("toy/make", {"source": "x"}, {}, tmp_path / "note")
+        assert (tmp_path / ".note.run/.calque").is_file()
+    runner.call("toy/make", {"source": "x"}, {}, tmp_path / "note")
+    assert [p.name for p in tmp_path.iterdir()] == ["note"]
+
+
 def test_a_failed_call_speaks_of_the_output_and_keeps_what_was_saved(tmp_path, monkeypatch):
     def fail(note: toys.Note, *, work: Path):
         (work / "state").write_text("hours")

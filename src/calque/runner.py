@@ -19,7 +19,7 @@ import time
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,19 @@ def _as_one_command(name: str, step: str, work: Path, out: Path) -> Iterator[Non
     try:
         yield
     except CalqueError as error:
-        files = {path.name for path in work.rglob("*") if path.is_file()}
-        if files <= {".calque", "recipe.yaml", _ASKED}:
-            shutil.rmtree(work, ignore_errors=True)
+        _remove_unless_used(work)
         said = str(error).replace(f"step '{step}' ({name}): ", "")
         for hidden in (work / "steps" / f".{step}.part", work / "steps" / step):
             said = said.replace(str(hidden), str(out))
         raise type(error)(said) from error
+
+
+def _remove_unless_used(work: Path) -> None:
+    """Remove the folder of a call in which nothing was done, if no other process is running there."""
+    with suppress(CalqueError), alone(work):
+        files = {path.name for path in work.rglob("*") if path.is_file()}
+        if files <= {".calque", "recipe.yaml", _ASKED}:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _follow(step: Step, run: Path, out: Path) -> Path:
@@ -175,8 +181,11 @@ def _produce(
     steps = out / "steps"
     steps.mkdir(parents=True, exist_ok=True)
     work = _work_folder(out, step)
-    if work.exists() and (before := disk.read_json(work / _ASKED)) != asked:
-        if any(work.rglob("state-*")):  # what a training has saved is not thrown away for a slip of the hand
+    before = disk.read_json(work / _ASKED) if (work / _ASKED).is_file() else None
+    if work.exists() and before != asked:
+        if before and any(
+            work.rglob("state-*")
+        ):  # what a training has saved is not thrown away for a slip of the hand
             _refuse_changes(step, work, before, asked)
         shutil.rmtree(work)
     if not work.exists():
