@@ -86,7 +86,7 @@ def test_a_real_run_in_a_process_of_its_own(tmp_path):
     assert code == 2 and "nowhere.txt" in words
 
 
-@pytest.mark.slow  # starts servers on ports of its own, which tests of several processes may just have found free
+@pytest.mark.slow  # its servers may take a port that a test of several processes has just found free
 @pytest.mark.filterwarnings("ignore")
 def test_a_sweep_on_a_local_ray(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
