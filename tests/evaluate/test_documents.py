@@ -31,7 +31,7 @@ def test_a_budget_buys_beginnings_of_a_useful_length_of_as_many_documents_as_it_
     if len(cut) > 1:
         assert all(c.nbytes >= 700 or c.text == by_item[c.item].text for c in cut)
     if len(cut) < len(whole):
-        assert sum(min(2000, w.nbytes) for w in whole) > budget
+        assert sum(min(2000, w.nbytes) for w in whole) >= budget
     if sum(w.nbytes for w in whole) <= budget:
         assert cut == whole
 
